@@ -25,6 +25,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -52,6 +53,7 @@ EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeErr
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # flags of hydra that would take the place of our own configuration, or run what a file holds
 REFUSED = ("config_name", "config_path", "experimental_rerun")
+SWEEPER = Plugins.instantiate_sweeper
 running: list[Any] = []  # hydra's settings of the job that runs now or ran last
 
 
@@ -75,9 +77,10 @@ def main() -> None:
     loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
     clock = utils.datetime
     # hydra's help of an option is no str, which Python 3.14 takes for "badly formed"
+    valid = instead(Plugins, instantiate_sweeper=_sweeper)
     unchecked = instead(argparse.ArgumentParser, _check_help=lambda parser, action: None)
     as_text = instead(argparse.HelpFormatter, _get_help_string=lambda formatter, action: str(action.help))
-    with warnings.catch_warnings(), unchecked, as_text:
+    with warnings.catch_warnings(), valid, unchecked, as_text:
         warnings.filterwarnings("ignore", module="hydra")
         warnings.filterwarnings("ignore", message=r"\s*\S+ is validated against ConfigStore schema")
         warnings.showwarning = _warn
@@ -148,6 +151,15 @@ class CheckedLoader(ConfigLoaderImpl):
                 OmegaConf.set_struct(node, False)
         return config
 
+    @staticmethod
+    def _apply_overrides_to_config(overrides: list[Any], cfg: DictConfig) -> None:
+        """Settings one by one; of a key that is none of a list omegaconf says only what int says of it."""
+        for override in overrides:
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+            except ValueError as problem:
+                raise ConfigCompositionException(f"Could not override '{override.key_or_group}'.") from problem
+
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **options: Any
     ) -> DictConfig:
@@ -156,8 +168,6 @@ class CheckedLoader(ConfigLoaderImpl):
         config = super().load_configuration(config_name, overrides, run_mode, *more, **options)
         plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
         hydra_node.check_hydra(plain.pop("hydra"), _typed(overrides), self.typed)
-        folders = {key: OmegaConf.select(config, key, default=None) for key in hydra_node.FOLDERS}
-        hydra_node.check_folders({key: value for key, value in folders.items() if isinstance(value, str)}, self.typed)
         with read_write(config):
             config.hydra.output_subdir = None  # hydra would write there before anybody is asked; see `_asked`
         targets.check_targets(plain)
@@ -167,7 +177,11 @@ class CheckedLoader(ConfigLoaderImpl):
                 f"{distributed.world_size()} processes make each run of this sweep together, and a launcher would start others; "
                 "leave launcher= out, or torchrun."
             )
+        # of a sweep each of its runs, before anything is written
         if config_name is not None and run_mode == RunMode.RUN:
+            numbered = OmegaConf.merge(config, {"hydra": {"job": {"num": 0, "id": "0"}}})
+            folders = {key: str(OmegaConf.select(numbered, key)) for key in hydra_node.FOLDERS}
+            hydra_node.check_folders(folders, self.typed)
             whole = _resolved(config)
             if whole is not None:
                 configuration.check(whole, defaults(whole))
@@ -262,6 +276,21 @@ def task(config: DictConfig) -> None:
         raise run.Interrupted(sentence(problem, []), 2) from problem
 
 
+def _sweeper(plugins: Any, **given: Any) -> Any:
+    """Hydra's sweeper, which composes each of its runs, and so looks at it, before it makes the folder and not after."""
+    sweeper: Any = SWEEPER(plugins, **given)
+    split, validate = sweeper.split_arguments, sweeper.validate_batch_is_legal
+
+    def valid(overrides: Any, size: int | None) -> Any:
+        batches = split(overrides, size)
+        for batch in batches:
+            validate(batch)
+        return batches
+
+    sweeper.split_arguments, sweeper.validate_batch_is_legal = valid, lambda batch: None
+    return sweeper
+
+
 def _asked(config: DictConfig, job: Any) -> dict[str, str]:
     """What was asked for, as hydra writes it down: texts by the names of their files, none where output_subdir=null is typed."""
     folder = _typed(job.overrides.hydra).get("hydra.output_subdir", ".hydra").strip("'\"")
@@ -301,7 +330,7 @@ def _jobs() -> str:
 def with_default(given: list[str]) -> list[str]:
     """The arguments, with the flagship added when they name neither an experiment nor a part of a single spectrum."""
     named = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in given if not text.startswith("-")}
-    chosen = any(re.match(r"[+~]*experiment(@[^=]*)?=", text) for text in given)
+    chosen = any(re.match(r"[+~]*experiment(@[^=]*)?(=|$)", text) for text in given)
     of_flagship = any(text.lstrip("+~").startswith("experiment.") for text in given)
     if chosen or (named & set(SINGLE) and not of_flagship):
         return given
@@ -390,11 +419,13 @@ def _flag(name: str) -> str:
 
 
 def _as_hydra_reads(text: str) -> str:
-    """`trust=a.py,b.py` as a list, since comma lists are sweeps and these files belong together.
+    """`trust=a.py,b.py` as a list, since comma lists are sweeps and these files belong together; no choice of a group as such.
 
-    >>> _as_hydra_reads("trust=net.py,batches.py"), _as_hydra_reads("seed=0,1")
-    ('trust=[net.py,batches.py]', 'seed=0,1')
+    >>> [_as_hydra_reads(text) for text in ("trust=net.py,batches.py", "seed=0,1", "experiment=null")]
+    ['trust=[net.py,batches.py]', 'seed=0,1', '~experiment']
     """
+    if text.lstrip("+") in ("experiment=null", "launcher=null"):
+        return f"~{text.lstrip('+').partition('=')[0]}"
     key, _, value = text.partition("=")
     return f"{key}=[{value}]" if key.lstrip("+") == "trust" and value and not value.startswith("[") else text
 

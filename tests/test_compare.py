@@ -89,6 +89,19 @@ def test_the_error_of_a_divergence_holds_what_noise_adds_to_it():
         assert np.sqrt(np.mean(np.square(z))) < most, key
 
 
+def test_the_error_of_a_distance_that_lies_between_0_and_1_does_not_leave_it():
+    """Three products of spectra over many decades tell next to nothing; the truth still lies between 0 and 1."""
+    found = [
+        slq(np.diag(np.logspace(low, 0, 400)), probes=2, steps=3, seed=seed, deflate=False)
+        for seed, low in enumerate((-8, -6, -2))
+    ]
+    pairs = [compare(a, b) for i, a in enumerate(found) for b in found[:i]]
+    for pair in pairs:
+        for key in ("ks", "js", "js_by_mean", "ks_by_mean"):
+            assert pair[f"{key}_stderr"] <= max(pair[key], 1 - pair[key]) + 1e-12, key
+    assert any(pair["js_stderr"] == max(pair["js"], 1 - pair["js"]) for pair in pairs)
+
+
 # Effect sizes --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("freedom", [2, 3, 8, 60])
 def test_noncentral_t_is_that_of_scipy(freedom):

@@ -129,6 +129,14 @@ def attacks(folder: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
             hydra("sweep: {subdir: '${hydra.job.override_dirname}'}, sweeper: {params: {data.path: '/../../x,y'}}"),
             swept,
         ),
+        "folders of a sweep that are typed, of its values": (
+            {"data/x.yaml": f"_target_: spectral.experiments.datasets.text\npath: '/../../../../../../{MARK}'"},
+            ["data=x", "model=gpt", "hydra.sweep.subdir=x${data.path}", "seed=0,1", "-m"],
+        ),
+        "folder of a run that is typed, of its values": (
+            {"data/x.yaml": f"_target_: spectral.experiments.datasets.text\npath: '/../../../{MARK}'"},
+            ["data=x", "model=gpt", "hydra.run.dir=x${data.path}"],
+        ),
         "folder of hydra's files": (hydra(f"output_subdir: '../../../../{MARK}'"), use),
         "output": (globally(f"output: {{root: '{mark}'}}"), use),
         "state": (globally(f"output: {{state: '{mark}'}}"), use),
@@ -197,7 +205,7 @@ def test_a_foreign_configuration_runs_and_writes_nothing(tmp_path, here, monkeyp
     said = capfd.readouterr().err
     assert stop.value.code == 2, said
     assert said.startswith("spectral: ") and said.count("\n") == 1
-    left = {path for path in tree(tmp_path) - before if path.is_file() and path.name != "multirun.yaml"}
+    left = {path for path in tree(tmp_path) - before if path.is_file()}
     assert not left and not (tmp_path / MARK).exists()
     assert {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} == {
         k: v for k, v in environment.items() if k != "PYTEST_CURRENT_TEST"

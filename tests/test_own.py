@@ -584,6 +584,12 @@ def test_a_folder_of_hugging_face_reads_text_in_its_own_tokens(here, monkeypatch
     assert result["config"]["data"]["tokens"] == "gpt" and {"gpt", "mine.txt"} == set(result["config"]["files"])
     with pytest.raises(ValueError, match="gpt reads its own tokens and predicts the next one, not tokens=bytes"):
         own.huggingface(Problem("text", *[torch.zeros(0)] * 4, 3, (2,), "bytes", "next"), "gpt")
+    Path("gpt", "tokenizer.json").unlink()  # then those that somebody names, as the command's own sentence advises
+    with pytest.raises(ValueError, match="gpt knows 11 tokens, and tokens=bytes has 256"):
+        own.huggingface(Problem("text", *[torch.zeros(0)] * 4, 256, (2,), "bytes", "next"), "gpt")
+    named = own.huggingface(Problem("text", *[torch.zeros(0)] * 4, 11, (2,), "bytes", "next"), "gpt")
+    ids = torch.arange(6).view(1, 6)
+    torch.testing.assert_close(named(ids), inner.eval()(ids).logits.transpose(1, 2))
     write(
         here,
         batches="import torch\n\ndef make():\n    ids = torch.arange(24).view(3, 8) % 11\n"

@@ -432,7 +432,7 @@ CLASSES = {"init3": 3, "init4": 4, "classes3": 3, "classes4": 4}
             (6, 6),
             (12, 3),
             "no",
-            "stand apart in 1 and C in 0 of 4 spectra after training, C from 3 to 4 (else 12 for 4 classes, 6 for",
+            "stand apart in 1 and C in 0 of 4 spectra after training, C from 3 to 4 (else 6 for 3 classes, 12 for",
         ),
         ((2, 5), (3, 9), "undecided", "in 2 and C in 0 of 4"),
         (

@@ -104,6 +104,7 @@ def _divergence(a: Spectrum, b: Spectrum, bins: int, units: Pair = (1.0, 1.0), u
 
     The error: what draws of the probes make of it, in rms, and how far the rules that a record does not tell from its own
     (`Spectrum.truncation`) are from it, the farthest of each probe: the root of the divergence obeys the triangle inequality.
+    No more than to the farther end of [0, 1], in which every divergence lies.
     """
     positive = [x[x > s.rounding] / unit for s, unit in zip((a, b), units, strict=True) for x in (s.points()[0],)]
     pooled, edges = np.concatenate(positive), np.zeros(0)
@@ -116,7 +117,7 @@ def _divergence(a: Spectrum, b: Spectrum, bins: int, units: Pair = (1.0, 1.0), u
         apart = sum(float(np.sqrt(bits_apart(rules, this.p)).max()) for rules in this.others)
         moved = float(np.abs(bits_apart(this.moved, other.p) - value).max()) / NORMAL
         errors += [apart * (2 * math.sqrt(value) + apart), moved]
-    return value, float(np.linalg.norm(errors))
+    return value, min(float(np.linalg.norm(errors)), max(value, 1 - value))
 
 
 def _histogram(values: Array, masses: Array, threshold: float, edges: Array) -> Array:

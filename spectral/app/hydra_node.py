@@ -48,7 +48,7 @@ TYPED = re.compile(  # settings of hydra that are taken as they are where somebo
     r"launcher\.(?!_target_)\w+|help\..+|(job|hydra)_logging\.(root|loggers\.\w+)\.level"
 )
 # What is written lies in or below one of these.
-FOLDERS = ("output.root", "output.state", "hydra.run.dir", "hydra.sweep.dir")
+FOLDERS = ("output.root", "output.state", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 RESOLVERS = ("now", "hydra")  # that configurations may use: others read the environment
 
 
@@ -87,16 +87,28 @@ def check_hydra(node: Mapping[str, Any], given: Mapping[str, str], typed: Mappin
             raise ValueError(f"hydra.{where}._target_={target!r} is not allowed; remove it.")
     for key, value in given.items():
         first, _, rest = key.partition(".")
-        if first == "hydra" and rest != "mode" and not (key in typed and TYPED.fullmatch(rest)):
+        harmless = TYPED.fullmatch(rest) or (rest, value.lower()) == ("job.chdir", "false")
+        if first == "hydra" and rest != "mode" and not (key in typed and harmless):
             raise ValueError(f"{key}={value} is not allowed; leave it out.")
 
 
 def check_folders(folders: Mapping[str, str], typed: Mapping[str, str]) -> None:
-    """Raise ValueError for a folder to write into that lies outside of the working folder, unless somebody has typed it."""
-    homes = [os.getcwd(), *(os.path.abspath(folders[key]) for key in FOLDERS if key in typed and key in folders)]
-    for key, folder in folders.items():
-        path = os.path.abspath(folder)
+    """Raise ValueError for a folder to write into that lies outside of the working folder, unless somebody has typed it.
+
+    Of what is typed with the value of another setting, which a file may have said, only what stands before it is typed.
+    """
+    above = {"hydra.sweep.subdir": folders["hydra.sweep.dir"]}  # in which it lies
+    paths = {key: os.path.abspath(os.path.join(above.get(key, ""), folder)) for key, folder in folders.items()}
+    homes = [os.getcwd()]
+    for key in typed.keys() & paths.keys():
+        text = typed[key].strip(" '\"")
+        head, tail = os.path.split(text.partition("$")[0])
+        start = os.path.join(os.path.abspath(os.path.join(above.get(key, ""), head)), tail)
+        if not re.search(r"\$\{[^{}:]*\}", text) or paths[key].startswith(start):
+            homes.append(paths[key])
+    for key, path in paths.items():
         if not any(os.path.commonpath([home, path]) == home for home in homes):
             raise ValueError(
-                f"{key}={folder!r} lies outside of the folder that you are in; if you mean it, type {key}={folder} yourself."
+                f"{key}={folders[key]!r} lies outside of the folder that you are in; if you mean it, type {key}={folders[key]} "
+                "yourself."
             )

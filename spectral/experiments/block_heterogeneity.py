@@ -8,6 +8,7 @@ JS(p, q) = ½ KL(p ‖ m) + ½ KL(q ‖ m), m = (p + q) / 2, before training.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -65,12 +66,11 @@ def _measured(
     made = {name: B for name, B in blocks(H).items() if name in matrices}
     with few_threads(model):
         spectra = {n: slq(B, probes=probes, steps=min(steps, B.shape[0]), progress=False) for n, B in made.items()}
-    js, error = heterogeneity(list(spectra.values()), SIGMA)
-    beside = [heterogeneity(list(spectra.values()), width)[0] for width in WIDTHS]
-    logarithmic = float(np.mean([compare(a, b)["js"] for a, b in combinations(spectra.values(), 2)]))
-    facts = {"js": js, "js_stderr": error, "js_log": logarithmic, "blocks": len(made), "parameters": H.shape[0]}
-    largest = [max(map(abs, s.interval)) for s in spectra.values()]
-    arrays = {"js_of_widths": np.array(beside), "largest": np.array(largest)}
+    found = list(spectra.values())
+    distances = [heterogeneity(found, width) for width in WIDTHS]
+    distances.append(over_pairs(len(found), lambda i, j: compare(found[i], found[j])["js"]))  # on a logarithmic axis
+    facts = {"blocks": len(made), "parameters": H.shape[0]}
+    arrays = {"distances": np.array(distances), "largest": np.array([max(map(abs, s.interval)) for s in found])}
     return Part(arrays, {**facts, **cost.of(H, *made.values())}, spectra)
 
 
@@ -102,10 +102,19 @@ def heterogeneity(spectra: list[Spectrum], sigma: float = SIGMA) -> tuple[float,
     >>> [round(heterogeneity(spectra)[0], 12) for spectra in alone]
     [0.0, 1.0]
     """
-    n, densities = len(spectra), [smoothed(s, sigma) for s in spectra]
+    densities = [smoothed(s, sigma) for s in spectra]
+    return over_pairs(len(spectra), lambda i, j: _divergence(densities[i], densities[j]))
+
+
+def over_pairs(n: int, apart: Callable[[int, int], float]) -> tuple[float, float]:
+    """The mean of a distance over all pairs of n blocks, and the jackknife's standard error over blocks.
+
+    >>> over_pairs(3, lambda i, j: 1.0), over_pairs(2, lambda i, j: 1.0)
+    ((1.0, 0.0), (1.0, nan))
+    """
     pairs: Array = np.zeros((n, n))
     for i, j in combinations(range(n), 2):
-        pairs[i, j] = pairs[j, i] = _divergence(densities[i], densities[j])
+        pairs[i, j] = pairs[j, i] = apart(i, j)
     if n < 3:
         return (float(pairs[0, 1]) if n == 2 else math.nan), math.nan
     without = (pairs.sum() - 2 * pairs.sum(0)) / ((n - 1) * (n - 2))
@@ -127,14 +136,12 @@ def fractions_above(s: Spectrum) -> tuple[Array, Array]:
 
 
 def _concluded(parts: Parts) -> Findings:
-    js = {kind: Estimate(float(part.facts["js"]), float(part.facts["js_stderr"])) for kind, part in parts.items()}
-    wide = {kind: part.arrays["js_of_widths"] for kind, part in parts.items()}
+    wide = {kind: [Estimate(*pair) for pair in part.arrays["distances"].tolist()] for kind, part in parts.items()}
+    js = {kind: distances[WIDTHS.index(SIGMA)] for kind, distances in wide.items()}
     gap, error = float(js["gpt"]) - float(js["cnn"]), math.hypot(float(js["gpt"].stderr), float(js["cnn"].stderr))
     answer = "yes" if gap > 2 * error and float(js["gpt"]) > 2 * float(js["cnn"]) else "no" if gap < 0 else "undecided"
     sentence = say(TEXTS["sentence"], answer=answer, js=js, names=NAMES)
-    table = [
-        filled(TEXTS["table"], name=NAMES[kind], js=js[kind], wide=wide[kind], part=p) for kind, p in parts.items()
-    ]
+    table = [filled(TEXTS["table"], name=NAMES[kind], distances=wide[kind], part=p) for kind, p in parts.items()]
     lines = [
         Line(NAMES[kind], f"block {i}", *fractions_above(s))
         for kind, part in parts.items()

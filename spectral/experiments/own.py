@@ -245,15 +245,25 @@ def huggingface(problem: Problem, name: str, *, seed: int = 0) -> nn.Module:
             f"{name} is a {type(made).__name__}, and {problem.name} needs a causal language model; give batches of your own by "
             "data=file data.path=FILE.py:FUNCTION."
         )
-    elif problem.tokens and (problem.tokens != name or problem.targets != "next"):
+    elif problem.tokens and (problem.targets != "next" or problem.tokens not in _tokens(name)):
         raise ValueError(
             f"{name} reads its own tokens and predicts the next one, not tokens={problem.tokens} with targets={problem.targets}; "
             "leave data.tokens and data.targets out."
+        )
+    elif problem.tokens and problem.classes > (known := vars(made.config)["vocab_size"]):
+        raise ValueError(
+            f"{name} knows {known} tokens, and tokens={problem.tokens} has {problem.classes}; give batches of "
+            "your own by data=file data.path=FILE.py:FUNCTION."
         )
     else:
         chosen = Causal(made) if problem.tokens or problem.y_train.ndim == 2 else Logits(made)
     LOADED[chosen] = said
     return chosen
+
+
+def _tokens(name: str) -> tuple[str, ...]:
+    """What a folder's model may read: its own tokens, or, where no tokenizer lies with it, those that somebody names."""
+    return (name,) if (Path(name) / "tokenizer.json").is_file() else pretrained.TOKENS
 
 
 def loaded(network: nn.Module) -> str:

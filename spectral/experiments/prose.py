@@ -16,7 +16,21 @@ from spectral.results import rounded
 
 ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined)
 ENVIRONMENT.globals |= {"counted": counted, "finite": math.isfinite, "with_error": with_error}
-ENVIRONMENT.filters |= {"fmt": format, "rounded": rounded}
+
+
+def written(value: Any, spec: str) -> str:
+    """`format` as `with_error` writes numbers: five digits before the point without an exponent, exponents without zeros.
+
+    >>> [written(x, ".3g") for x in (1043.2, 4.7e-9, 2e8, 0.5)], written(1234, ",")
+    (['1,040', '4.7e-9', '2e8', '0.5'], '1,234')
+    """
+    digits, exponent, power = format(value, spec).partition("e")
+    if exponent and 0 <= int(power) < 5:
+        return f"{float(digits + exponent + power):,.0f}"
+    return digits + exponent + (str(int(power)) if exponent else "")
+
+
+ENVIRONMENT.filters |= {"fmt": written, "rounded": rounded}
 
 
 def prose(module: str) -> Any:

@@ -19,6 +19,16 @@ from spectral.experiments.training import Trained
 from spectral.spectrum import Spectrum
 
 
+def titled(name: str) -> str:
+    """The name of an experiment in words.
+
+    >>> titled("ggn_outliers"), titled("cross_section")
+    ('GGN outliers', 'Cross section')
+    """
+    first, *others = name.split("_")
+    return " ".join([first.upper() if first in ("ggn", "ntk") else first.capitalize(), *others])
+
+
 @dataclass(frozen=True)
 class Subject:
     """What numbers are of: a matrix of one network, how that was trained (None: not at all), its accuracy on the test samples."""

@@ -22,7 +22,7 @@ from spectral.experiments.prose import filled, prose, told
 from spectral.quadrature.density import one_eigenvalue
 from spectral.spectrum import Spectrum
 
-from . import Curve, Line, Numbers, Prototype, Report, Row, Subject, Verdict, tables, verdict
+from . import Curve, Line, Numbers, Prototype, Report, Row, Subject, Verdict, tables, titled, verdict
 from .figures import DECADES
 
 TEXTS = prose(__file__)
@@ -77,7 +77,7 @@ def experiment(
     trained = {r.cell.network: r for r in result.cells if r.trained is not None}
     blocks = [r for r in result.cells if r.cell.matrix.block and r.cell.seed == result.cells[0].cell.seed]
     return Report(
-        title=asked.name.replace("_", " ").capitalize(),
+        title=titled(asked.name),
         question=asked.question,
         verdict=_verdict(outcome, everything, curves, headline_metric, labels, about),
         expectation=asked.expectation,

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from spectral.cards import COLOURS
 from spectral.experiments.study import Findings, Lines, Sheet, Study, Surfaces
 
-from . import Curve, Report, Verdict, build, figures
+from . import Curve, Report, Verdict, build, figures, titled
 from .picture import Panel, Picture, shot
 
 WIDTH, HEIGHT = 4.2, 3.5  # inches of a surface
@@ -26,7 +26,7 @@ def report(study: Study, findings: Findings, about: str) -> Report:
     curves = [Curve(*item) for item in findings.spectra]
     matrices = dict.fromkeys(curve.matrix for curve in curves)
     return Report(
-        title=study.name.replace("_", " ").capitalize(),
+        title=titled(study.name),
         question=study.question,
         verdict=Verdict.of(findings.answer, findings.sentence.removesuffix("."), about),
         expectation=study.expectation,

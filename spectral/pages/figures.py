@@ -8,6 +8,7 @@ Okabe and Ito (2008), and viridis for levels and for many: both stay apart for c
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -346,10 +347,10 @@ def counts(items: Sequence[Line], labels: Mapping[str, str]) -> Picture:
         own = of_matrix(items, name)
         low, high = min(float(item.x[0]) for item in own), max(float(item.x[-1]) for item in own)
         c = np.linspace(low, high, 100)
-        for y, text in ((c - 1, "C − 1"), (c, "C"), (c * (c - 1), "C (C − 1)")):
+        for y, text, beside in ((c - 1, "C − 1", "top"), (c, "C", "bottom"), (c * (c - 1), "C (C − 1)", "center")):
             ax.plot(c, y, color=GREY, linewidth=0.9, linestyle=DASHES["dashed"])
             ax.annotate(
-                text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va="center", color="#555555"
+                text, (c[-1], y[-1]), (3, 0), textcoords="offset points", fontsize=8, va=beside, color="#555555"
             )
         for place, item in enumerate(own):
             shift = (place - (len(own) - 1) / 2) * 0.05
@@ -421,7 +422,8 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
     names = matrices_of([row for row, _ in judged])
     most = max((sum(row.matrix == name for row, _ in judged) for name in names), default=1)
     reach = max((abs(end) for _, effect in judged for end in effect[1:]), default=1.0) * 1.2
-    size = 9 * min(1.0, LETTERS / max((len(words(row.metric, labels)) for row, _ in judged), default=1))
+    called = {row.metric: textwrap.fill(words(row.metric, labels), LETTERS) for row, _ in judged}
+    size = 8 if any("\n" in text for text in called.values()) else 9  # two lines fit where one does
 
     def draw(name: str, ax: Axes) -> None:
         own = [(row, effect) for row, effect in judged if row.matrix == name]
@@ -430,7 +432,7 @@ def effects(rows: Sequence[Row], labels: Mapping[str, str]) -> Picture:
             ax.plot([lower, upper], [place, place], color=shade, linewidth=1.6, solid_capstyle="butt")
             ax.plot(d, place, "o" if row.separates else "s", color=shade, markersize=5.5)
         ax.axvline(0, color="black", linewidth=0.9)
-        ax.set_yticks(range(len(own)), [words(row.metric, labels) for row, _ in own], fontsize=size)
+        ax.set_yticks(range(len(own)), [called[row.metric] for row, _ in own], fontsize=size, linespacing=0.95)
         ax.set_xscale("symlog", linthresh=2)
         ax.set(xlim=(-reach, reach), ylim=(most - 0.4, -0.6))
         ends = (-100, -2, 0, 2, 100) if reach >= 100 else (-10, -2, 0, 2, 10)  # more have no room

@@ -319,7 +319,8 @@ def of_classes(e: Evidence) -> Verdict:
 
     one_less, one_each = share(after, lambda c: c - 1), share(after, lambda c: c)
     unknown = sum(not math.isfinite(v) for v, _ in after)
-    others = sorted({f"{v:.0f} for {c} classes" for v, c in after if math.isfinite(v) and v not in (c - 1, c)})
+    unlike = sorted({(c, v) for v, c in after if math.isfinite(v) and v not in (c - 1, c)})
+    others = [f"{v:.0f} for {c} classes" for c, v in unlike]
     fits = one_less + one_each
     answer = "yes" if 2 * fits > len(after) else "no" if 2 * (len(after) - fits - unknown) > len(after) else "undecided"
     late = {"one_less": one_less, "one_each": one_each, "others": others, "unknown": unknown}

@@ -95,7 +95,8 @@ def between(
     `stated_error` knows it. In KS it is the largest noise of the probes, with half the certified envelope where the distance is
     largest: within it a crowd of eigenvalues that one node stands for may lie anywhere. What each unit may be off by, `unsure`,
     moves the CDFs: in W1 by that of the mean |value|, in KS by what lies where the distance is largest. 0 of exact spectra and of
-    measures of one vector. KS looks at points that rounding tells apart: steps of one eigenvalue, 1e-16 apart, are no distance.
+    measures of one vector, and in KS no more than to the farther end of [0, 1], in which it lies. KS looks at points that
+    rounding tells apart: steps of one eigenvalue, 1e-16 apart, are no distance.
     """
     scaled = [(q.curve[0] / unit, q.curve[1]) for q, unit in zip((a, b), units, strict=True)]
     x = np.unique(np.concatenate([scaled[0][0], scaled[1][0]]))
@@ -111,7 +112,8 @@ def between(
     i, j = first[np.abs(left[first]).argmax()], last[np.abs(right[last]).argmax()]
     at = x[i] - apart if abs(left[i]) >= abs(right[j]) else x[j] + apart
     value, both = float(cdf.distances(left[first], right[last], x, kind)), math.hypot(*off)
-    return value, math.hypot(*(_off_ks(q, at * unit, both) for q, unit in zip((a, b), units, strict=True)))
+    error = math.hypot(*(_off_ks(q, at * unit, both) for q, unit in zip((a, b), units, strict=True)))
+    return value, min(error, max(value, 1 - value))
 
 
 def _off_w1(q: Quadrature, unit: float, off: float) -> float:
