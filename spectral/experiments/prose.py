@@ -19,15 +19,13 @@ ENVIRONMENT.globals |= {"counted": counted, "finite": math.isfinite, "with_error
 
 
 def written(value: Any, spec: str) -> str:
-    """`format` as `with_error` writes numbers: five digits before the point without an exponent, exponents without zeros.
+    """`format`, with no exponent for numbers of five digits or fewer, as `with_error` writes them.
 
-    >>> [written(x, ".3g") for x in (1043.2, 4.7e-9, 2e8, 0.5)], written(1234, ",")
-    (['1,040', '4.7e-9', '2e8', '0.5'], '1,234')
+    >>> [written(x, ".3g") for x in (1043.2, 4.7e-9, 0.5)], written(1234, ",")
+    (['1,040', '4.7e-09', '0.5'], '1,234')
     """
-    digits, exponent, power = format(value, spec).partition("e")
-    if exponent and 0 <= int(power) < 5:
-        return f"{float(digits + exponent + power):,.0f}"
-    return digits + exponent + (str(int(power)) if exponent else "")
+    text = format(value, spec)
+    return f"{float(text):,.0f}" if text.endswith(("e+03", "e+04")) else text
 
 
 ENVIRONMENT.filters |= {"fmt": written, "rounded": rounded}
