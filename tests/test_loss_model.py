@@ -410,6 +410,21 @@ def test_mean_beside_a_count_is_no_sum(problem, kind, owned):
     assert agrees(H, right / sum(float(count(b)) for b in cut(x, y)))
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_sum_in_16_bits_over_pairs_is_no_mean(kind):
+    """A part of a batch has no pairs, so that a mean is asked after: a sum over samples there twice is twice itself."""
+    model, x = nn.Linear(3, 3), torch.randn(8, 3)
+
+    def pairs(z, batch):
+        apart = z.float().view(-1, 2, 3)
+        return 2 * (apart[:, 0] - apart[:, 1]).square().sum(), len(z)
+
+    H = Hessian(model, pairs, [(x,)], forward=lambda m, b: m(b[0]).to(kind))
+    apart = x[::2] - x[1::2]
+    right = torch.block_diag(*[4 / 8 * apart.T @ apart] * 3)
+    assert torch.allclose((H @ torch.eye(12))[:9, :9], right, rtol=0, atol=0.05 * float(right.abs().max()))
+
+
 def test_one_number_that_couples_samples_is_that_of_one_batch(problem):
     model, x, y = problem
     mean = lambda z, b: triplet(z, b)[0] / len(z) ** 2  # noqa: E731

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import spectral
 from spectral import EmpiricalFisher, Fisher, GaussNewton, Hessian, Jacobian
+from spectral.networks.diagnose import graph
 
 DOUBLE = torch.float64
 CE = nn.CrossEntropyLoss()
@@ -1742,6 +1743,16 @@ def test_model_that_rounds_on_the_way_has_products_of_that_precision(problem, co
     p = model(x).detach().softmax(1)
     inner = torch.block_diag(*[torch.diag(q) - q[:, None] * q for q in p])
     assert agrees(J, right, tol) and agrees(G, right.T @ inner @ right / len(x), tol)
+
+
+def test_a_node_of_the_graph_is_asked_once_for_all_that_it_made(monkeypatch):
+    """A loop over unbound steps asked their one node as often as it has steps, each time for all: 51 s of 4,000 steps."""
+    asked, of = [], graph.dtypes_of
+    monkeypatch.setattr(graph, "dtypes_of", lambda node, places: asked.append(node) or of(node, places))
+    x = torch.randn(50, 3)
+    facts = graph.graph_facts(lambda w: torch.stack([u.tanh() for u in (x * w).unbind(0)]), (torch.ones(3),))
+    assert facts.reached == (True,) and facts.dtype == torch.float32
+    assert len(asked) == len(set(asked)) == 53  # 50 tanh, what unbinds, what multiplies, and the leaf
 
 
 # What forward leaves behind ---------------------------------------------------------------------------------------------

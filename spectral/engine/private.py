@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, partial
@@ -33,7 +33,7 @@ __all__ = [
     "called_again",
     "checkpoints",
     "dispatch_modes",
-    "dtype_of",
+    "dtypes_of",
     "embeddings_of_operations",
     "has_same_storage_numel",
     "tree_flatten",
@@ -173,10 +173,10 @@ class _Kept:
         return function(*args)
 
 
-def dtype_of(node: Any, place: int) -> torch.dtype:
-    """Of the value that a node of a backward graph is of; without this name AttributeError says so before the first product."""
-    dtype: torch.dtype = node._input_metadata[place].dtype
-    return dtype
+def dtypes_of(node: Any, places: Collection[int]) -> set[torch.dtype]:
+    """Of values that a node of a backward graph is of; without this name AttributeError says so before the first product."""
+    values = node._input_metadata  # all of them, made anew each time
+    return {values[place].dtype for place in places}
 
 
 @contextmanager

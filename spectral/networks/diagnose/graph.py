@@ -11,7 +11,7 @@ import torch
 
 from spectral import arrays
 from spectral.engine.linearize import Function, Tensors
-from spectral.engine.private import DispatchMode, dtype_of
+from spectral.engine.private import DispatchMode, dtypes_of
 from spectral.networks.trees import tensors
 
 
@@ -74,13 +74,13 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         parts = [part for t in alive for part in arrays.strided(t)]
         size = sum(bytes for address, bytes in arrays.storages(parts).items() if address not in own)
     kinds.add(z.dtype)  # a cast keeps nothing, here and on the way
-    made_by = nodes([z, *below])
-    kinds |= {
-        kind
-        for node in made_by
-        for above, place in node.next_functions
-        if above is not None and (kind := dtype_of(above, place)).itemsize > 1  # of 8 bits no test would be left
-    }
+    read: dict[Any, set[int]] = {}
+    for node in nodes([z, *below]):
+        for above, place in node.next_functions:
+            if above is not None:
+                read.setdefault(above, set()).add(place)
+    # of 8 bits no test would be left
+    kinds |= {kind for node, places in read.items() for kind in dtypes_of(node, places) if kind.itemsize > 1}
     ends = {id(t) for t in reached_leaves([z, *below])}
     return GraphFacts(
         z.detach(),
