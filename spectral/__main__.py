@@ -53,7 +53,7 @@ EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeErr
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # flags of hydra that would take the place of our own configuration, or run what a file holds
 REFUSED = ("config_name", "config_path", "experimental_rerun")
-SWEEPER = Plugins.instantiate_sweeper
+SWEEPER, OVERRIDE = Plugins.instantiate_sweeper, ConfigLoaderImpl._apply_overrides_to_config
 running: list[Any] = []  # hydra's settings of the job that runs now or ran last
 
 
@@ -78,9 +78,10 @@ def main() -> None:
     clock = utils.datetime
     # hydra's help of an option is no str, which Python 3.14 takes for "badly formed"
     valid = instead(Plugins, instantiate_sweeper=_sweeper)
+    by_one = instead(ConfigLoaderImpl, _apply_overrides_to_config=staticmethod(_overridden))
     unchecked = instead(argparse.ArgumentParser, _check_help=lambda parser, action: None)
     as_text = instead(argparse.HelpFormatter, _get_help_string=lambda formatter, action: str(action.help))
-    with warnings.catch_warnings(), valid, unchecked, as_text:
+    with warnings.catch_warnings(), valid, by_one, unchecked, as_text:
         warnings.filterwarnings("ignore", module="hydra")
         warnings.filterwarnings("ignore", message=r"\s*\S+ is validated against ConfigStore schema")
         warnings.showwarning = _warn
@@ -150,15 +151,6 @@ class CheckedLoader(ConfigLoaderImpl):
             if isinstance(node, DictConfig):
                 OmegaConf.set_struct(node, False)
         return config
-
-    @staticmethod
-    def _apply_overrides_to_config(overrides: list[Any], cfg: DictConfig) -> None:
-        """Settings one by one; of a key that is none of a list omegaconf says only what int says of it."""
-        for override in overrides:
-            try:
-                ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
-            except ValueError as problem:
-                raise ConfigCompositionException(f"Could not override '{override.key_or_group}'.") from problem
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **options: Any
@@ -274,6 +266,15 @@ def task(config: DictConfig) -> None:
             raise  # hydra names the run of the sweep that failed, and finishes the others
         # hydra would print a line of its own before the sentence if this reached it
         raise run.Interrupted(sentence(problem, []), 2) from problem
+
+
+def _overridden(overrides: list[Any], config: DictConfig) -> None:
+    """Settings one by one; of a key that is none of a list omegaconf says only what int says of it."""
+    for override in overrides:
+        try:
+            OVERRIDE([override], config)
+        except ValueError as problem:
+            raise ConfigCompositionException(f"Could not override '{override.key_or_group}'.") from problem
 
 
 def _sweeper(plugins: Any, **given: Any) -> Any:

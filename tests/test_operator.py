@@ -168,7 +168,9 @@ def test_args_are_what_an_expression_is_made_of():
 
 
 def test_powers_are_repeated_products():
-    assert torch.allclose((A**3) @ eye, MA @ MA @ MA) and A**1 is A
+    for three in (3, np.int64(3)):
+        assert torch.allclose((A**three) @ eye, MA @ MA @ MA)
+    assert A**1 is A
     for bad in (lambda: A**0, lambda: A**0.5, lambda: W**2, lambda: A**True):
         with pytest.raises(ValueError, match=r"is no power; use a square operator and an integer >= 1"):
             bad()

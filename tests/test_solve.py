@@ -197,7 +197,7 @@ def test_a_solve_ends_by_its_tolerance_if_and_only_if_it_has_converged():
 def test_a_small_eigenvalue_is_no_kernel(n, signs, dtype, condition):
     """b is not in the range, says "singular". A shortens what is left to 1e-9 in both, but of an eigenvalue it keeps its
     direction: 1e-11, alone or below others, was a kernel to minres, which left half of b (n = 3: 1e-6 now)."""
-    for seed, kernel in ((0, 0), (1, 0), (0, 1), (1, n // 3)):
+    for seed, kernel in ((0, 0), (1, 0), (9, 0), (0, 1), (1, n // 3)):
         rng = np.random.default_rng(seed)
         Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
         values = np.geomspace(1 / condition, 1, n) if kernel == 0 else np.geomspace(1e-2, 1, n)

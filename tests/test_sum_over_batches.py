@@ -125,6 +125,17 @@ def test_models_in_which_samples_meet_or_that_take_one_size_are_not_joined(layer
     assert joined(A) == 1
 
 
+@pytest.mark.parametrize("names", [["nope"], [], "0.bias", ["0.bias", "1"]])
+def test_names_that_are_no_parameters_restrict_nothing(names):
+    """They were left out: of none a matrix of no columns came."""
+    G = GaussNewton(network(), nn.CrossEntropyLoss(), batches())
+    with pytest.raises(ValueError, match=r"restricted\(.*\) needs names of .*; those .* are 0.weight, 0.bias"):
+        G.restricted(names)
+    J = Jacobian(network(), batches(), wrt="inputs")
+    with pytest.raises(ValueError, match=r"restricted\(.*\) needs names of .*; it has wrt='inputs'"):
+        J.restricted(names)
+
+
 def test_mappings_with_plain_values():
     class Model(nn.Linear):
         def forward(self, x, power):

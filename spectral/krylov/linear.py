@@ -22,6 +22,7 @@ from spectral.krylov.symmetry import hold_size
 INNER = 0.5  # of a tolerance: where a recurrence ends, so that the true residual has room
 SINGULAR = 4.0  # times eps ||A||: a direction that A shortens to less is taken for one of its kernel
 KERNEL = 64.0  # times ||A r|| / ||r|| at first: a recurrence lowers that by the root of eps at most
+SMALLEST = 64.0  # times eps ||A||: an eigenvalue that is solved for where r may be in the kernel
 ACROSS = 0.02  # of ||A r||, along r: less where r is in the kernel and a rest is not, all where it is an eigenvector
 GAIN = 4.0  # times eps: what one recurrence gains on its right side at most
 FURTHER = 10  # steps beside twice those before, in which a recurrence must have lowered what one before it could not
@@ -89,9 +90,10 @@ def minres(b: torch.Tensor, goal: float, most: int, eps: float, norm: float = 0.
     x, v, before = torch.zeros_like(b), b / beta, torch.zeros_like(b)
     older, old = torch.zeros_like(b), torch.zeros_like(b)  # directions
     c, s, delta_bar, epsilon, coupling, first = -1.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    solved, stuck, spent = "tolerance", "rounding", "iterations"
     for k in range(most):
         if phi <= goal:
-            return Solved(x, k, "tolerance", norm)
+            return Solved(x, k, solved, norm)
         w = yield Ask(v)
         if w is None:
             return Solved(x, k, "budget", norm)
@@ -108,9 +110,11 @@ def minres(b: torch.Tensor, goal: float, most: int, eps: float, norm: float = 0.
         # of a kernel and a rest of its range A keeps the rest alone, which is orthogonal to the kernel
         across = abs(alpha) <= max(ACROSS * shortened, SINGULAR * eps * norm)
         if k == 0 and across and shortened <= math.sqrt(eps) * norm:
-            return Solved(x, k, "singular", norm)
+            if shortened <= SINGULAR * eps * norm:
+                return Solved(x, k, "singular", norm)
+            solved = stuck = spent = "singular"  # unless the true residual falls: the rest may hide a small eigenvalue
         if shortened <= math.sqrt(eps) * min(norm, KERNEL * first):  # rounding lets it rise again
-            return Solved(x, k, "rounding", norm)
+            return Solved(x, k, stuck, norm)
         gamma = math.hypot(gamma_bar, beta)
         c, s = gamma_bar / gamma, beta / gamma
         direction = torch.sub(v, older, alpha=last).sub_(old, alpha=delta).div_(gamma)
@@ -118,9 +122,9 @@ def minres(b: torch.Tensor, goal: float, most: int, eps: float, norm: float = 0.
         phi *= s
         older, old = old, direction
         if beta == 0:
-            return Solved(x, k + 1, "tolerance", norm)
+            return Solved(x, k + 1, solved, norm)
         before, v, coupling = v, y.div_(beta), beta
-    return Solved(x, most, "iterations", norm)
+    return Solved(x, most, spent, norm)
 
 
 def lsmr(b: torch.Tensor, tol: float, most: int, damp: float) -> Run:
@@ -191,8 +195,8 @@ def _bidiagonal(
 def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) -> Run:
     """A x = b to a true residual of tol ||b||, or until rounding lowers it no more: solved again for what is left of b.
 
-    Where A hardly leaves anything of r, another recurrence tells by its first product whether r is in the kernel ("singular") or
-    of small eigenvalues; what it does not lower then is down to rounding.
+    Where A hardly leaves anything of r, another recurrence tells by its first product whether r may be in the kernel or is of
+    small eigenvalues. What it does not lower then is in the kernel ("singular"), or down to rounding.
     """
     scale = size = longvectors.norm(b)
     x, r, goal, steps, stop, norm = torch.zeros_like(b), b, tol * scale, 0, "tolerance", 0.0
@@ -202,9 +206,9 @@ def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) 
             r / size, max(INNER * goal / size, GAIN * eps), min(allowed, most - steps), eps, norm
         )
         known, norm = norm, max(norm, seen)
-        if made == 0:
-            break
         steps += made
+        if made == 0 or (stop == "singular" and longvectors.norm(d) * SMALLEST * eps * norm >= 1):
+            break  # of rounding alone
         d.mul_(size).add_(x)
         w = yield Ask(d, last=True)
         left, before = b - w, size
@@ -212,13 +216,13 @@ def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) 
         short = stop == "rounding"  # of A r
         # in the kernel products are rounding, which none of them tells
         if size > before * (1 + short * GAIN * eps):
-            size, stop = before, "rounding" if stop == "tolerance" or last else stop
+            size, stop = before, "rounding" if stop == "tolerance" or (last and stop != "singular") else stop
             if stop in ("rounding", "singular") and norm > 2 * known and not last:
                 continue
             break
         x, r = d, left
         if last and size > HALVED * before:
-            stop = "rounding"
+            stop = "singular" if stop == "singular" else "rounding"
             break
         if short:
             last, allowed = size > HALVED * before, 2 * made + FURTHER

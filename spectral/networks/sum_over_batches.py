@@ -378,12 +378,25 @@ class SumOverBatches(Operator):
         Operator
             The columns of a Jacobian, a diagonal block of a curvature matrix.
 
+        Raises
+        ------
+        ValueError
+            For names of which one is none of these, and for no names.
+
         Examples
         --------
         >>> J = spectral.Jacobian(torch.nn.Linear(2, 1), [torch.ones(3, 2)])
         >>> J.shape, J.restricted(["bias"]).shape
         ((3, 3), (3, 1))
         """
+        own = self.network.names
+        if not names or set(names) - set(own):
+            has = (
+                f"those that it differentiates are {', '.join(_some(own))}"
+                if own
+                else f"it has wrt={self.network.wrt!r}"
+            )
+            raise ValueError(f"restricted({names!r}) needs names of parameters of {self!r}; {has}.")
         return self._of(self.network.restricted(names), self.options)
 
     def _grouped(self, batch: Any) -> list[range]:

@@ -11,7 +11,7 @@ from spectral.quadrature.pooled import Quadrature
 
 Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
-NEARER = 2.0 ** -np.arange(10.0)  # of how far rounding may move an eigenvalue
+NEARER = 2.0 ** -np.arange(0.0, 10.0, 0.25)  # of how far rounding may move an eigenvalue
 
 
 class Undefined(ValueError):
@@ -60,7 +60,7 @@ def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
     Eigenvalues that move by d_i, |d_i| <= r, move the trace by sum_i d_i; products that are rounded to u = r / scale of what they
     are, by at most u sum_i |lambda_i|^2 / rms: what some gain, others lose. So with any slope s (Lagrange) the change is at most
     sum_i max_d (f(lambda_i + d) - f(lambda_i) - s d) + |s| times that, here with the best s of those that f has on the point
-    which gives most. Distances d are looked at in powers of 2.
+    which gives most. Distances d are looked at in steps of 2^(1/4).
     """
     (x, c), r = q.points(zeros=False), q.rounding
     if not len(x) or r == 0 or q.scale == 0:
