@@ -12,6 +12,7 @@ from spectral.quadrature.pooled import Quadrature
 Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
 NEARER = 2.0 ** -np.arange(0.0, 10.0, 0.25)  # of how far rounding may move an eigenvalue
+PART = 4096  # eigenvalues that are moved at once
 
 
 class Undefined(ValueError):
@@ -67,22 +68,33 @@ def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
         return 0.0
     here, down = values_on(q, f, x), np.full(len(x), r)
     down = np.minimum(down, np.maximum(x, 0.0)) if q.nonnegative else down
-    d = np.concatenate([NEARER[:, None] * np.full(len(x), r), -NEARER[:, None] * down])
-    moved = values_of(f, (x + d).reshape(-1)).reshape(d.shape) - here
-    undefined = ~np.isfinite(moved).all(0)
-    if (undefined & (np.abs(x) > r)).any():
-        where = x[undefined & (np.abs(x) > r)][0]
-        raise ValueError(
-            f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
-        )
-    moved = np.where(np.isfinite(moved), moved, 0.0)
-    change, span = np.abs(moved).max(0), np.ptp(x)
+
+    def moves(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        d = np.concatenate([np.outer(NEARER, np.full(end - begin, r)), np.outer(-NEARER, down[begin:end])])
+        return d, values_of(f, (x[begin:end] + d).reshape(-1)).reshape(d.shape) - here[begin:end]
+
+    parts, change = [(i, min(i + PART, len(x))) for i in range(0, len(x), PART)], np.zeros(len(x))
+    for begin, end in parts:
+        moved = moves(begin, end)[1]
+        undefined = ~np.isfinite(moved).all(0) & (np.abs(x[begin:end]) > r)
+        if undefined.any():
+            where = x[begin:end][undefined][0]
+            raise ValueError(
+                f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
+            )
+        change[begin:end] = np.abs(moved, where=np.isfinite(moved), out=np.zeros(moved.shape)).max(0)
+    span = np.ptp(x)
     slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / q.scale)
-    steep = change > STEEP * slope * r
-    if not steep.any():
-        return 0.0
-    most, off = np.argmax(c * np.where(steep, change, 0.0)), r / q.scale * float(np.sqrt(c.sum() * (c @ x**2)))
-    able = d[:, most] != 0
-    slopes = moved[able, most] / d[able, most]
-    gains = [[c @ (side * (moved - s * d)).max(0, initial=0.0) + abs(s) * off for s in slopes] for side in (1, -1)]
-    return float(min(np.min(gains, axis=1).max(), c @ np.where(steep, change, 0.0)))
+    changes = c * np.where(change > STEEP * slope * r, change, 0.0)
+    most, whole, off = int(changes.argmax()), float(changes.sum()), r / q.scale * float(np.sqrt(c.sum() * (c @ x**2)))
+    if whole == 0:
+        return whole
+    d, moved = moves(most, most + 1)
+    slopes = np.nan_to_num(moved[d != 0], nan=0.0, posinf=0.0, neginf=0.0) / d[d != 0]
+    gains = np.outer(np.ones(2), np.abs(slopes) * off)
+    for begin, end in parts:
+        d, moved = moves(begin, end)
+        moved = np.where(np.isfinite(moved), moved, 0.0)
+        for side, i in np.argwhere(gains < whole):
+            gains[side, i] += c[begin:end] @ ((1 - 2 * side) * (moved - slopes[i] * d)).max(0, initial=0.0)
+    return min(float(gains.min(1).max()), whole)
