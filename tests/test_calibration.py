@@ -200,16 +200,6 @@ def test_rounding_moves_eigenvalues_near_zero_no_further_than_the_trace_lets_it(
         assert above.stderr <= 3 + s.truncation(lambda x: np.where(x > t, 1.0, 0.0)) + 2 * left / t
 
 
-@pytest.mark.parametrize("f", [lambda x: np.exp(-x), lambda x: np.where(x > 1e-5, 1.0, 0.0), np.sin])
-def test_what_rounding_moves_is_the_same_however_many_are_moved_at_once(monkeypatch, f):
-    """A million eigenvalues at 80 places took 2.5 GB at once, of a smooth f too."""
-    s = spectral.exact(np.diag(288.0 / np.arange(1, 901) ** 3).astype(np.float32))
-    whole, asked = s.integrate(f).stderr, []
-    monkeypatch.setattr(spectral.quadrature.function, "PART", 10)
-    assert s.integrate(lambda x: asked.append(x.size) or f(x)).stderr == pytest.approx(whole, rel=1e-12)
-    assert max(asked) <= 900
-
-
 @pytest.mark.parametrize(("probes", "steps"), [(2, 2), (2, 3), (4, 2)])
 @pytest.mark.parametrize("name", ["one outlier", "marchenko-pastur"])
 def test_an_eigenvalue_that_few_steps_have_seen_too_light_makes_no_error_too_small(name, probes, steps):

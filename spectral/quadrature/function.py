@@ -12,7 +12,6 @@ from spectral.quadrature.pooled import Quadrature
 Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
 NEARER = 2.0 ** -np.arange(0.0, 10.0, 0.25)  # of how far rounding may move an eigenvalue
-PART = 4096  # eigenvalues that are moved at once
 
 
 class Undefined(ValueError):
@@ -61,40 +60,30 @@ def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
     Eigenvalues that move by d_i, |d_i| <= r, move the trace by sum_i d_i; products that are rounded to u = r / scale of what they
     are, by at most u sum_i |lambda_i|^2 / rms: what some gain, others lose. So with any slope s (Lagrange) the change is at most
     sum_i max_d (f(lambda_i + d) - f(lambda_i) - s d) + |s| times that, here with the best s of those that f has on the point
-    which gives most. Distances d are looked at in steps of 2^(1/4).
+    which gives most. Distances d are looked at in steps of 2^(1/4). Of an exact spectrum each moves by itself.
     """
     (x, c), r = q.points(zeros=False), q.rounding
     if not len(x) or r == 0 or q.scale == 0:
         return 0.0
     here, down = values_on(q, f, x), np.full(len(x), r)
     down = np.minimum(down, np.maximum(x, 0.0)) if q.nonnegative else down
-
-    def moves(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        d = np.concatenate([np.outer(NEARER, np.full(end - begin, r)), np.outer(-NEARER, down[begin:end])])
-        return d, values_of(f, (x[begin:end] + d).reshape(-1)).reshape(d.shape) - here[begin:end]
-
-    parts, change = [(i, min(i + PART, len(x))) for i in range(0, len(x), PART)], np.zeros(len(x))
-    for begin, end in parts:
-        moved = moves(begin, end)[1]
-        undefined = ~np.isfinite(moved).all(0) & (np.abs(x[begin:end]) > r)
-        if undefined.any():
-            where = x[begin:end][undefined][0]
-            raise ValueError(
-                f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
-            )
-        change[begin:end] = np.abs(moved, where=np.isfinite(moved), out=np.zeros(moved.shape)).max(0)
-    span = np.ptp(x)
+    nearer = (NEARER[:1] if q.is_exact else NEARER)[:, None]
+    d = np.concatenate([nearer * np.full(len(x), r), -nearer * down])
+    moved = values_of(f, (x + d).reshape(-1)).reshape(d.shape) - here
+    undefined = ~np.isfinite(moved).all(0) & (np.abs(x) > r)
+    if undefined.any():
+        where = x[undefined][0]
+        raise ValueError(
+            f"f is not finite within {r:.2g}, the rounding, of the eigenvalue {where:.6g}; f must be finite on the spectrum."
+        )
+    moved = np.where(np.isfinite(moved), moved, 0.0)
+    change, span = np.abs(moved).max(0), np.ptp(x)
     slope = max(float(np.ptp(y)) / span if span > 0 else 0.0, float(np.abs(y).max()) / q.scale)
     changes = c * np.where(change > STEEP * slope * r, change, 0.0)
-    most, whole, off = int(changes.argmax()), float(changes.sum()), r / q.scale * float(np.sqrt(c.sum() * (c @ x**2)))
-    if whole == 0:
+    most, whole = int(changes.argmax()), float(changes.sum())
+    if whole == 0 or q.is_exact:
         return whole
-    d, moved = moves(most, most + 1)
-    slopes = np.nan_to_num(moved[d != 0], nan=0.0, posinf=0.0, neginf=0.0) / d[d != 0]
-    gains = np.outer(np.ones(2), np.abs(slopes) * off)
-    for begin, end in parts:
-        d, moved = moves(begin, end)
-        moved = np.where(np.isfinite(moved), moved, 0.0)
-        for side, i in np.argwhere(gains < whole):
-            gains[side, i] += c[begin:end] @ ((1 - 2 * side) * (moved - slopes[i] * d)).max(0, initial=0.0)
-    return min(float(gains.min(1).max()), whole)
+    able, off = d[:, most] != 0, r / q.scale * float(np.sqrt(c.sum() * (c @ x**2)))
+    slopes = moved[able, most] / d[able, most]
+    gains = [[c @ (side * (moved - s * d)).max(0, initial=0.0) + abs(s) * off for s in slopes] for side in (1, -1)]
+    return float(min(np.min(gains, axis=1).max(), whole))
