@@ -78,7 +78,7 @@ def main() -> None:
     clock = utils.datetime
     # hydra's help of an option is no str, which Python 3.14 takes for "badly formed"
     valid = instead(Plugins, instantiate_sweeper=_sweeper)
-    by_one = instead(ConfigLoaderImpl, _apply_overrides_to_config=staticmethod(_overridden))
+    by_one = instead(ConfigLoaderImpl, _apply_overrides_to_config=staticmethod(_apply_overrides_to_config))
     unchecked = instead(argparse.ArgumentParser, _check_help=lambda parser, action: None)
     as_text = instead(argparse.HelpFormatter, _get_help_string=lambda formatter, action: str(action.help))
     with warnings.catch_warnings(), valid, by_one, unchecked, as_text:
@@ -268,8 +268,8 @@ def task(config: DictConfig) -> None:
         raise run.Interrupted(sentence(problem, []), 2) from problem
 
 
-def _overridden(overrides: list[Any], config: DictConfig) -> None:
-    """Settings one by one; of a key that is none of a list omegaconf says only what int says of it."""
+def _apply_overrides_to_config(overrides: list[Any], config: DictConfig) -> None:
+    """In the place of hydra's: settings one by one, for of a key that is none of a list omegaconf says only what int says."""
     for override in overrides:
         try:
             OVERRIDE([override], config)
