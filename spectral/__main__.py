@@ -372,6 +372,8 @@ def sentence(problem: BaseException, given: list[str]) -> str:
                 return f"{name} is there already; leave out its +."
             known = [*configuration.CONFIG.must, *configuration.CONFIG.may]
             return f"There is no setting {name}." if "." in name else configuration.of_all(Unknown("", name, known))
+    if text.startswith("Config group override must be"):
+        return "A group takes the name of one of its choices, which null and numbers are not; `spectral --help` lists them."
     if isinstance(problem, OverrideParseException):
         return f"The argument {problem.override!r} cannot be read; write KEY=VALUE, lists as KEY=[1,2]."
     if isinstance(problem, KeyError) and problem.args:

@@ -153,6 +153,8 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["experiment.sede=1"], "There is no experiment.sede (did you mean seeds?); experiment has seeds, "),
         (["trust.foo=1"], "There is no setting trust.foo."),
         (["experiment=ggn_outliers", "experiment.seeds.foo=1"], "There is no setting experiment.seeds.foo."),
+        (["operator=null"], "A group takes the name of one of its choices, which null and numbers are not;"),
+        (["-m", "experiment=null,ggn_outliers"], "A group takes the name of one of its choices"),
         (["experiment=null", "seed=abc"], "seed='abc' is not possible; use a whole number >= 0."),
         (["launcher=null", "hydra.job.chdir=false", "model=mlp", "seed=abc"], "seed='abc' is not possible"),
         (["operator=hessian", "operator.loss.foo=3"], "There is no operator.loss.foo; operator.loss has weight, "),
