@@ -76,9 +76,9 @@ def main() -> None:
     running.clear()
     loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
     clock = utils.datetime
-    # hydra's help of an option is no str, which Python 3.14 takes for "badly formed"
     valid = instead(Plugins, instantiate_sweeper=_sweeper)
     by_one = instead(ConfigLoaderImpl, _apply_overrides_to_config=staticmethod(_apply_overrides_to_config))
+    # hydra's help of an option is no str, which Python 3.14 takes for "badly formed"
     unchecked = instead(argparse.ArgumentParser, _check_help=lambda parser, action: None)
     as_text = instead(argparse.HelpFormatter, _get_help_string=lambda formatter, action: str(action.help))
     with warnings.catch_warnings(), valid, by_one, unchecked, as_text:

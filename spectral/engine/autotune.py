@@ -39,9 +39,10 @@ COMPILE = 600.0  # auto compiles only a run that is predicted to take longer [s]
 # models. Whoever makes ten products in a row shall not pay for it. The other way saves as much, and takes two products more at
 # first where vectors weigh more than a model's arithmetic: it waits for TURN products, made or announced.
 RECORDING, LATER, SAVED = 2.25, 1.5, 0.2
-# The first product of a process loads code and touches new memory (5 to 10 present ones); recording does neither again.
-COLD = 1.5
 OF_HESSIAN = 4.0  # the same of a Hessian, whose program saves half as much; and what the other way's takes
+# The first product counts as so many present ones at most: that of a process loads code and touches new memory (5 to 10 of them),
+# and recording does neither again.
+COLD = 1.5
 TURN = 10.0
 RIVAL = 0.15  # what the other way's program may save of a Hessian's: 0 to .2 on five models
 BETTER = 0.95  # a candidate must take less than this part of the time: near ties go the same way in every run

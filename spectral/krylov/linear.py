@@ -222,7 +222,8 @@ def refined(method: Method, b: torch.Tensor, tol: float, most: int, eps: float) 
             break
         x, r = d, left
         if last and size > HALVED * before:
-            stop = "singular" if stop == "singular" else "rounding"
+            if stop != "singular":
+                stop = "rounding"
             break
         if short:
             last, allowed = size > HALVED * before, 2 * made + FURTHER

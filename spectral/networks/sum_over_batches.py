@@ -391,11 +391,9 @@ class SumOverBatches(Operator):
         """
         own = self.network.names
         if not names or set(names) - set(own):
-            has = (
-                f"those that it differentiates are {', '.join(_some(own))}"
-                if own
-                else f"it has wrt={self.network.wrt!r}"
-            )
+            has = f"it has wrt={self.network.wrt!r}"
+            if own:
+                has = f"those that it differentiates are {', '.join(_some(own))}"
             raise ValueError(f"restricted({names!r}) needs names of parameters of {self!r}; {has}.")
         return self._of(self.network.restricted(names), self.options)
 

@@ -11,7 +11,7 @@ from spectral.quadrature.pooled import Quadrature
 
 Function = Callable[[np.ndarray], np.ndarray]
 STEEP = 64.0  # times the mean slope of a function over the spectrum
-NEARER = 2.0 ** -np.arange(0.0, 10.0, 0.25)  # of how far rounding may move an eigenvalue
+DISTANCES = 2.0 ** -np.arange(0.0, 10.0, 0.25)  # at which an eigenvalue may lie, times the rounding
 
 
 class Undefined(ValueError):
@@ -67,8 +67,8 @@ def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
         return 0.0
     here, down = values_on(q, f, x), np.full(len(x), r)
     down = np.minimum(down, np.maximum(x, 0.0)) if q.nonnegative else down
-    nearer = (NEARER[:1] if q.is_exact else NEARER)[:, None]
-    d = np.concatenate([nearer * np.full(len(x), r), -nearer * down])
+    distances = (DISTANCES[:1] if q.is_exact else DISTANCES)[:, None]
+    d = np.concatenate([distances * np.full(len(x), r), -distances * down])
     moved = values_of(f, (x + d).reshape(-1)).reshape(d.shape) - here
     undefined = ~np.isfinite(moved).all(0) & (np.abs(x) > r)
     if undefined.any():
