@@ -146,12 +146,12 @@ def test_a_power_law_of_few_has_no_gap_by_chance():
     assert sum(f.accepted and f.count > 0 for f in found) <= 10  # the 4 in 100 of the docstring
 
 
-def test_a_heavy_tail_of_few_is_not_taken_for_a_matrix():
+@pytest.mark.parametrize("draws", [100, pytest.param(400, marks=pytest.mark.slow)])
+def test_a_heavy_tail_of_few_is_not_taken_for_a_matrix(draws):
     """Of alpha = 1.5 neighbouring gaps passed for those of a matrix, of which less is asked: 9 in 100."""
-    found = [of((1 - np.random.default_rng([seed, 60, 15]).random(60)) ** -2.0) for seed in range(400)]
-    assert (
-        sum(f.accepted and f.count > 0 for f in found) <= 24
-    )  # the 4 in 100 of the docstring, and two errors of 400 draws
+    found = [of((1 - np.random.default_rng([seed, 60, 15]).random(60)) ** -2.0) for seed in range(draws)]
+    allowed = 0.04 * draws + 2 * np.sqrt(0.04 * 0.96 * draws)  # the 4 in 100 of the docstring, and two errors
+    assert sum(f.accepted and f.count > 0 for f in found) <= allowed
 
 
 def test_a_heavy_tail_is_no_outlier_though_its_largest_values_lie_far_apart():
