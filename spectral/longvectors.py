@@ -9,7 +9,7 @@ columns. Of vectors that lie over ranks (`spectral.pieces`) every sum is that of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,21 +65,33 @@ def dot(x: torch.Tensor, y: torch.Tensor | probes.Signs) -> float:
     return float(summed(_dot(own, other), x, y))
 
 
+class Dots:
+    """Inner products of pieces of one vector (n,) with others, each at most `chunk` long and one at a time."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        entries, device = min(chunk(x.device), x.numel()), arrays.float64_device(x.device)
+        self.one, self.two = torch.empty(2, entries, dtype=torch.float64, device=device)
+
+    def of(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """<x, y>, ()."""
+        if x.dtype == y.dtype == torch.float64:
+            return torch.dot(x, y)
+        doubled = self.one[: len(x)].copy_(arrays.near(x))
+        return torch.dot(doubled, doubled if y is x else self.two[: len(y)].copy_(arrays.near(y)))
+
+
 def _dot(x: torch.Tensor, y: torch.Tensor | probes.Signs) -> torch.Tensor:
     """Of what this rank holds, ()."""
-    step = chunk(x.device)
-    total = arrays.double_zeros((), x.device)
-    if isinstance(y, torch.Tensor) and x.dtype == y.dtype == torch.float64:
-        if x.numel() <= step:
-            return torch.dot(x, y)
-        for some, other in zip(x.split(step), y.split(step), strict=True):
-            total += torch.dot(some, other)
-        return total
-    one, two = torch.empty(2, min(step, x.numel()), dtype=torch.float64, device=total.device)
+    dots, total, step = Dots(x), arrays.double_zeros((), x.device), chunk(x.device)
     for start in range(0, x.numel(), step):
-        some = one[: x.numel() - start].copy_(arrays.near(x[start : start + step]))
-        total += torch.dot(some, some if y is x else two[: len(some)].copy_(arrays.near(y[start : start + step])))
+        some = x[start : start + step]
+        total += dots.of(some, some if y is x else y[start : start + step])
     return total
+
+
+def together(*vectors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same pieces of several vectors (n,), as this rank holds them: what is read twice is in the cache the second time."""
+    return zip(*(local(v).split(chunk(v.device)) for v in vectors), strict=True)
 
 
 def added(number: float, *of: torch.Tensor) -> float:

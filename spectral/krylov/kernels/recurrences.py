@@ -10,7 +10,8 @@ Vectors that one step of a recurrence without a basis reads or writes, of length
 | Chebyshev: t_prev = a w - b t - t_prev, <t_prev, t>, <t_prev, t_prev> | 2 + 3 + 3 + 2 + 1 | 4 |
 
 13 against 9, and 11 against 4; of float32 vectors torch writes each that it upcasts for an inner product as well, 8 bytes an
-entry, which may or may not stay in cache. Where reorthogonalisation reads the whole basis nothing of this matters.
+entry. It goes piece by piece, so that on a processor what an update reads again is in the cache, and memory sees about what it
+sees of the kernels. Where reorthogonalisation reads the whole basis nothing of this matters.
 
 Vectors are rounded as torch rounds them, inner products are sums of float64 in a fixed order: both paths give the same numbers
 to the rounding of such sums. `fused` says which vectors have kernels: contiguous ones in float32 or float64 on a CUDA device, of
@@ -26,7 +27,7 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.krylov.kernels.compiled import HERE, Kernels
-from spectral.pieces import Piece
+from spectral.pieces import Piece, local, summed
 
 THREADS = 256  # of a block, as in the source
 BLOCKS = 8  # for each multiprocessor: all threads that it holds
@@ -117,18 +118,34 @@ class Plain:
     def lanczos_subtract(
         self, q_prev: torch.Tensor, q: torch.Tensor, w: torch.Tensor, out: torch.Tensor, beta: float
     ) -> tuple[float, float]:
-        across = longvectors.dot(q_prev, w)
-        torch.sub(w, q_prev, alpha=beta, out=out)
-        return across, longvectors.dot(out, q)
+        dots, (across, alpha) = longvectors.Dots(local(w)), arrays.double_zeros((2,), w.device)
+        for before, now, product, made in longvectors.together(q_prev, q, w, out):
+            across += dots.of(before, product)
+            alpha += dots.of(torch.sub(product, before, alpha=beta, out=made), now)
+        return _numbers(w, across, alpha)
 
     def lanczos_shorten(self, q: torch.Tensor, w: torch.Tensor, alpha: float) -> float:
-        return longvectors.norm(w.sub_(q, alpha=alpha))
+        dots, square = longvectors.Dots(local(w)), arrays.double_zeros((), w.device)
+        for now, made in longvectors.together(q, w):
+            square += dots.of(made.sub_(now, alpha=alpha), made)
+        length: float = float(summed(square, w)) ** 0.5
+        return length
 
     def chebyshev(
         self, t_prev: torch.Tensor, t: torch.Tensor, w: torch.Tensor, a: float, b: float
     ) -> tuple[float, float]:
-        t_prev.neg_().add_(w, alpha=a).sub_(t, alpha=b)
-        return longvectors.dot(t_prev, t), longvectors.dot(t_prev, t_prev)
+        dots, (cross, square) = longvectors.Dots(local(w)), arrays.double_zeros((2,), w.device)
+        for made, now, product in longvectors.together(t_prev, t, w):
+            made.neg_().add_(product, alpha=a).sub_(now, alpha=b)
+            cross += dots.of(made, now)
+            square += dots.of(made, made)
+        return _numbers(w, cross, square)
+
+
+def _numbers(of: torch.Tensor, *totals: torch.Tensor) -> tuple[float, float]:
+    """Two sums over entries of `of`, by one all-reduce where it lies over ranks."""
+    one, two = summed(torch.stack(totals), of).cpu().tolist()
+    return one, two
 
 
 PLAIN = Plain()
