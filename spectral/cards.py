@@ -105,6 +105,16 @@ def apart(a: float, b: float, least: int = 2) -> tuple[str, str]:
     return x, y
 
 
+def whiskers(value: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """How far bars reach below and above numbers that belong together, (2, n): below 0 only if one of them is negative.
+
+    >>> whiskers(np.array([3.0, 1.0]), np.array([0.5, 2.0]))
+    array([[0.5, 1. ],
+           [0.5, 2. ]])
+    """
+    return np.array([error if (value < 0).any() else np.minimum(error, value), error])
+
+
 def with_error(value: float, error: float) -> str:
     """The value and its error, rounded to two significant digits of the error.
 

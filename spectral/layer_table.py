@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from spectral.analysis import weightwatcher
-from spectral.cards import COLOURS, GREY, HEIGHT, card, svg, with_error
+from spectral.cards import COLOURS, GREY, HEIGHT, card, svg, whiskers, with_error
 from spectral.results import Array, Estimate, nan
 from spectral.schema import FRACTION, number
 from spectral.spectrum import Spectrum
@@ -243,9 +243,9 @@ class LayerTable:
             ax = plt.subplots(figsize=(5.2, 1.1 + 0.22 * min(max(len(x), 4), NAMED)), layout="constrained")[1]
         for kept, face, label in ((judged, COLOURS[0], column), (~judged, "none", f"{column}, no power law")):
             if kept.any():
-                bars = np.where(np.isfinite(error[kept]), error[kept], 0.0)
+                reach = whiskers(x, np.where(np.isfinite(error), error, 0.0))[:, kept]
                 look = {"fmt": "o", "color": COLOURS[0], "mfc": face, "ms": 5, "capsize": 2, "lw": 1}
-                ax.errorbar(x[kept], y[kept], xerr=bars, label=label, **look)
+                ax.errorbar(x[kept], y[kept], xerr=reach, label=label, **look)
         for line in LINES.get(column, ()):
             ax.axvline(line, color=GREY, lw=0.8, ls="--")
         if len(y) <= NAMED:

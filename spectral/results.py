@@ -113,7 +113,8 @@ class Estimate:
             picture = cards.chart(marks, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
             return cards.card(cards.with_error(float(v[0]), float(e[0])), rows, picture * bool(e.any()))
         order = np.argsort(-v, kind="stable")
-        marks = [cards.Mark(np.arange(1.0, len(v) + 1), v[order], (v - e)[order], (v + e)[order])]
+        v, (down, up) = v[order], cards.whiskers(v, e)[:, order]
+        marks = [cards.Mark(np.arange(1.0, len(v) + 1), v, v - down, v + up)]
         alt = f"{len(v)} numbers from the largest to the smallest, with one standard error"
         return cards.card(f"{len(v):,} numbers: {self}", rows, cards.chart(marks, "rank, largest first", "value", alt))
 
@@ -192,7 +193,8 @@ class Measured:
 
     def _repr_html_(self) -> str:
         values, k = self.values, len(self.values)
-        index, low, high = np.arange(1.0, k + 1), values - self.residuals, values + self.residuals
+        index, (down, up) = np.arange(1.0, k + 1), cards.whiskers(values, self.residuals)
+        low, high = values - down, values + up
         marks = [
             cards.Mark(index[c], values[c], low[c], high[c], dots=True, hollow=bool(i), colour=i)
             for i, c in enumerate((self.converged, ~self.converged))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from spectral import EmpiricalFisher, GaussNewton, Hessian, Jacobian, longvectors
 from spectral.networks.diagnose import differences
+from spectral.networks.diagnose.graph import graph_facts
 
 DOUBLE = torch.float64
 
@@ -121,6 +122,17 @@ class WrongSquare(torch.autograd.Function):
         return ctx.saved_tensors[0] * t  # half of it
 
 
+class RoundedSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.bfloat16())
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
 class Apply(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -175,6 +187,29 @@ def test_fused_loss_is_named(kind, dtype, n):
     model, x, y = network(torch.sin, dtype, n)
     with pytest.raises(ValueError, match=r"FusedCrossEntropy in (of= or )?loss= has a second derivative that is not"):
         kind(model, fused, [(x, y)]) @ torch.ones(51, dtype=dtype)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_coarse_mask_hides_no_wrong_product(made):
+    """0 and 1 are exact in bfloat16: products of a float32 model were held to 8 times themselves, and a wrong one passed."""
+    mask = torch.tensor([1, 0, 1, 1], dtype=torch.bfloat16)
+    masked = lambda h: h * (mask.clone() if made else mask)  # noqa: E731
+    model, x, y = network(lambda h: FusedGelu.apply(masked(h)), torch.float32)
+    with pytest.raises(ValueError, match=r"FusedGelu in 3 \(Apply\) has a second derivative that is not"):
+        Hessian(model, nn.CrossEntropyLoss(), [(x, y)]) @ torch.ones(51)
+    right = Hessian(network(lambda h: Sine.apply(masked(h)), torch.float32)[0], nn.CrossEntropyLoss(), [(x, y)])
+    right @ torch.ones(51)
+    assert "computes_in" not in right.describe() and right.epsilon == torch.finfo(torch.float32).eps
+
+
+def test_what_a_function_keeps_in_a_coarse_dtype_is_computed_in_it():
+    w, x, mask = torch.ones(3), torch.randn(3), torch.ones(3, dtype=torch.bfloat16)
+    for function, dtype in (
+        (lambda w: (w * x * mask).sin().sum(), torch.float32),
+        (lambda w: RoundedSquare.apply(w * x).sum(), torch.bfloat16),
+        (lambda w: ((w * x).bfloat16() * mask).float().sum(), torch.bfloat16),
+    ):
+        assert graph_facts(function, (w,)).dtype == dtype
 
 
 def test_the_wrong_one_of_two_functions_is_named():

@@ -309,6 +309,26 @@ def test_spikes_that_may_be_chance_are_no_confident_none():
         )
 
 
+@pytest.mark.parametrize("f", [1.4, 1.6])
+def test_a_spike_in_doubt_puts_no_clear_one_in_doubt(f):
+    """All were unknown where the smallest lies at 1.4 of the edge and two at 3: only that one hangs on chance."""
+    for seed in range(6):
+        values = spiked(50, 3, seed)
+        found = of(np.append(values, f * theory.marchenko_pastur_edges(1 / 3)[1]))
+        assert found.accepted and found.values.tolist()[:2] == sorted(values)[:-3:-1]
+        assert found.count == 2 and re.search(r"^1 eigenvalue may be a spike of .* 1\.8\.$", found.reason)
+        assert str(found).endswith(found.reason[1:-1])
+
+
+def test_what_lies_above_a_clear_gap_stands_apart_though_a_wider_one_may_be_chance():
+    """The gap of 4.6 after two depends on those below it; three above a gap of 3.3 do not. All were unknown."""
+    B = np.random.default_rng(72).standard_normal((383, 766))
+    bulk = np.linalg.eigvalsh(B @ B.T / 766)
+    values = np.append(bulk, bulk.max() * np.array([1.43, 1.75, 5.76, 26.26, 27.18]))
+    found = spectral.outliers(spectral.slq(np.diag(values), probes=4, steps=80, progress=False))
+    assert found.accepted and found.values == pytest.approx(values[:-4:-1])
+
+
 @pytest.mark.parametrize("size", [30, 50, 80])
 def test_exponential_eigenvalues_seldom_have_outliers_though_they_pass_for_a_bulk(size):
     """1 in 200 of 30 eigenvalues: of 25 with 2 in 100, more than 2 are 1 in 100."""

@@ -163,6 +163,22 @@ def test_pairs_are_drawn_with_their_residuals_on_a_log_axis_where_all_are_positi
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_bars_of_numbers_none_of_which_is_negative_do_not_reach_below_0(monkeypatch, sign: float) -> None:
+    """Counts of outliers, 0 and 3, 1.5 ± 2.1 over seeds, and 0 ± 4 of a diagonal had bars to -.6 and -4."""
+
+    def lowest(ax) -> float:
+        return min(float(bar[:, 1].min()) for bars in ax.collections for bar in bars.get_segments())
+
+    row = Row("matrix", "outliers", {"true": (0.0, 3.0 * sign)}, {"true": (0.0, 0.0)})
+    strip = drawn_axes(monkeypatch, figures.landscape, [], [row], ["matrix"], "outliers", {})[-1]
+    mean, sigma = row.mean("true")
+    assert lowest(strip) == pytest.approx(0.0 if sign > 0 else mean - sigma)
+    given = Numbers.of({"value": np.array([2.0, 0.0, sign]), "stderr": np.array([1.0, 4.0, 1.0])}, {"kind": "diagonal"})
+    (ax,) = drawn_axes(monkeypatch, figures.numbers, given)
+    assert lowest(ax) == (0.0 if sign > 0 else -4.0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_diagonal_lists_its_extreme_entries_and_a_trace_has_no_picture(monkeypatch, sign: float) -> None:
     value = np.array([2.0, 5.0 * sign, 1.0])
     found = Numbers.of({"value": value, "stderr": value**2}, {"kind": "diagonal"})

@@ -60,7 +60,7 @@ class Outliers(cards.Sentence):
         False where the spectrum cannot tell how many there are. `count` and `values` are then those in doubt (above a gap,
         or spikes), if there are any, and `gap` and `edge` nan.
     reason : str
-        One sentence that says why not.
+        One sentence that says why not; of an accepted count, which more may stand apart, or "".
 
     Examples
     --------
@@ -82,7 +82,8 @@ class Outliers(cards.Sentence):
             return f"no outliers: the largest eigenvalue, {self.edge:.4g}, is the edge of the bulk"
         shown = ", ".join(f"{v:.4g}" for v in self.values[:10]) + (", …" if self.count > 10 else "")
         plural = "s" if self.count > 1 else ""
-        return f"{self.count} outlier{plural} ({shown}), {self.gap:.3g} times above the edge {self.edge:.4g}"
+        more = f"; {self.reason[:1].lower()}{self.reason[1:].rstrip('.')}" if self.reason else ""
+        return f"{self.count} outlier{plural} ({shown}), {self.gap:.3g} times above the edge {self.edge:.4g}{more}"
 
 
 class _Gaps(NamedTuple):
@@ -217,66 +218,87 @@ def outliers(spectrum: Spectrum) -> Outliers:
         return Outliers(0, np.zeros(0), nan, nan, False, "No eigenvalue is positive, so there is no bulk.")
     values, counts = (v[::-1] for v in merged(points[kept], weights[kept]))
     values, counts, draws = _draws(spectrum, values, counts)
-    count, reason = _count(spectrum, values, counts, draws, floor)
+    sure, count, reason = _count(spectrum, values, counts, draws, floor)
+    count = sure or count
     known = top_values(spectrum, count)
-    if not reason and len(known) < count:
-        reason = f"{count} eigenvalues stand above a gap, but {len(known)} of them are known exactly; use more steps and deflate."
-    if reason:
+    if len(known) < count and (sure or not reason):
+        sure, reason = (
+            0,
+            (
+                f"{count} eigenvalues stand above a gap, but {len(known)} of them are known exactly; use more steps and deflate."
+            ),
+        )
+    if reason and not sure:
         return Outliers(count, known, nan, nan, False, reason)
     edge = float(values[values < known[-1]][0] if count else values[0])
-    return Outliers(count, known, float(known[-1] / edge) if count else nan, edge, True, "")
+    return Outliers(count, known, float(known[-1] / edge) if count else nan, edge, True, reason)
 
 
-def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor: float) -> tuple[int, str]:
-    """(how many eigenvalues stand apart, why that cannot be told) of positive points, descending."""
+def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor: float) -> tuple[int, int, str]:
+    """(how many eigenvalues surely stand apart, how many with those in doubt, what the doubt is) of points > 0, descending."""
     total = float(draws.sum())
     if len(values) == 1 and spectrum.is_exact and counts[0] >= 2 * MIN_WINDOW:
-        return 0, ""
+        return 0, 0, ""
     if total < 2 * MIN_WINDOW:
         some = counted_once(total, float(counts.sum()))
-        return 0, f"The spectrum has {total:.3g} positive eigenvalues{some}, and a bulk needs {2 * MIN_WINDOW}."
-    spikes, doubt = _spikes(values, counts) if spectrum.is_exact else (None, "")
-    if spikes is not None and not doubt:
-        return spikes, ""
+        return 0, 0, f"The spectrum has {total:.3g} positive eigenvalues{some}, and a bulk needs {2 * MIN_WINDOW}."
+    spikes = _spikes(values, counts) if spectrum.is_exact else None
+    if spikes is not None and not spikes[2]:
+        return spikes
     known = top_values(spectrum, spectrum.dim)
     known = known[known > floor]
     if not len(known):
         why = "No eigenvalue is known exactly, so none can be said to stand apart"
-        return 0, f"{why}; deflate, with two probes or more."
+        return 0, 0, f"{why}; deflate, with two probes or more."
     if len(values) == 1:
-        return 0, ""
+        return 0, 0, ""
     gaps = _gaps(values, draws)
     repelled, unknown = _repelled(values[values >= known[-1]], gaps.above, spectrum.is_exact)
     empty = _empty(spectrum, gaps, floor)
     clear, perhaps = _clear(gaps, repelled) & empty, _clear(gaps, repelled | unknown)
     perhaps &= empty | _agreed(spectrum, gaps.upper)
-    ratios = np.where(perhaps, gaps.upper / gaps.lower, 0.0)
-    widest = int(np.argmax(ratios))
-    count = round(float(np.cumsum(counts)[widest])) if perhaps.any() else 0
-    if count and not clear[widest]:
-        return count, (
-            f"Whether the gap of {ratios[widest]:.3g} after {count} eigenvalues is chance depends on those below it, "
+    sure, count = (_widest(gaps, counts, flags) for flags in (clear, perhaps))
+    if sure >= count:
+        return spikes if spikes and not sure else (sure, sure, "")
+    ratio = float(np.max(np.where(perhaps, gaps.upper / gaps.lower, 0.0)))
+    return (
+        sure,
+        count,
+        (
+            f"Whether the gap of {ratio:.3g} after {count} eigenvalues is chance depends on those below it, "
             f"of which {max(len(known) - count, 0)} are known exactly; use more steps."
-        )
-    return (count, "") if count or not spikes else (spikes, doubt)
+        ),
+    )
 
 
-def _spikes(values: Array, counts: Array) -> tuple[int | None, str]:
-    """(how many spikes stand above a Marchenko–Pastur bulk, why they may be none) of exact eigenvalues; None without such a bulk.
+def _widest(gaps: _Gaps, counts: Array, flags: Flags) -> int:
+    """How many eigenvalues lie above the widest of these gaps, 0 where there is none."""
+    ratios = np.where(flags, gaps.upper / gaps.lower, 0.0)
+    return round(float(np.cumsum(counts)[np.argmax(ratios)])) if flags.any() else 0
 
-    None too where a bulk of few has no spikes: other laws pass for it.
+
+def _spikes(values: Array, counts: Array) -> tuple[int, int, str] | None:
+    """As `_count`, of exact eigenvalues with a Marchenko–Pastur bulk: its spikes; None without such a bulk.
+
+    None too where a bulk of few has no spikes: other laws pass for it. Spikes near its edge may be chance, those beyond are not.
     """
     bulk = marchenko_pastur(Spectrum.from_eigenvalues(values))
     if not bulk.accepted or (bulk.bulk < TOLD and not bulk.spikes):
-        return None, ""
-    found = int(bulk.spikes)
-    spikes, least = int(counts[:found].sum()), 1 + FEW / bulk.bulk
-    if bulk.bulk >= TOLD or values[found - 1] > least * bulk.upper:
-        return spikes, ""
+        return None
+    found, least = int(bulk.spikes), 1 + FEW / bulk.bulk
+    beyond = found if bulk.bulk >= TOLD else int((values[:found] > least * bulk.upper).sum())
+    sure, spikes = (int(counts[:some].sum()) for some in (beyond, found))
+    if sure == spikes:
+        return sure, spikes, ""
     lies, most = cards.apart(values[found - 1] / bulk.upper, least, 3)
-    return spikes, (
-        f"{spikes} eigenvalues may be spikes of a bulk of fewer than {TOLD}, or chance; the smallest is {lies} times its edge, "
-        f"and of so few must exceed {most}."
+    some = f"{spikes - sure} eigenvalues may be spikes" if spikes - sure > 1 else "1 eigenvalue may be a spike"
+    return (
+        sure,
+        spikes,
+        (
+            f"{some} of a bulk of fewer than {TOLD}, or chance; the smallest is {lies} times its edge, and of so few must exceed "
+            f"{most}."
+        ),
     )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from spectral import Estimate, Hessian, probes, top
+from spectral import Estimate, Hessian, Operator, probes, top
+from spectral.analysis.summary import ratio_of
 from spectral.experiments.cell import TRUE, Settings, Snapshot
 from spectral.experiments.datasets import Problem, batches, in_dtype, stream
 from spectral.experiments.prose import filled, prose, say, told
@@ -90,8 +91,7 @@ def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: 
                 vector_to_parameters(theta, model.parameters())
         else:
             D = torch.stack([filter_normalised(model, stream(seed, "directions"), i) for i in range(2)], 1)
-            known = ((D * (H @ D)).sum(0) / (D * D).sum(0)).cpu().double().numpy()
-            error, radius = torch.finfo(theta.dtype).eps * math.sqrt(len(theta)) * np.abs(known), 1.0  # of rounding
+            (known, error), radius = rayleigh(H, D), 1.0
         measured = np.array([curvature(model, x, y, theta, d) for d in D.T])
         path = _coordinates(parts["training"].arrays["path"] - theta.cpu().double().numpy(), D.cpu().double().numpy())
         facts["path_inside"] = path[1]
@@ -116,6 +116,13 @@ def filter_normalised(model: nn.Module, seed: int, index: int) -> Tensor:
         rows, weights = d.reshape(len(d), -1), p.detach().reshape(len(p), -1)
         parts.append((rows * (weights.norm(dim=1) / rows.norm(dim=1))[:, None]).reshape(-1))
     return torch.cat(parts)
+
+
+def rayleigh(H: Operator, D: Tensor) -> Array:
+    """dᵀHd / dᵀd of each column by products, and its error by their rounding, which is relative to ‖Hd‖: (2, columns)."""
+    HD, squares = H @ D, (D * D).sum(0)
+    parts = (D * HD).sum(0) / squares, H.epsilon * HD.norm(dim=0) / squares.sqrt()
+    return torch.stack(parts).cpu().double().numpy()
 
 
 def surface(model: nn.Module, x: Tensor, y: Tensor, theta: Tensor, D: Tensor, a: Array, b: Array) -> Array:
@@ -177,7 +184,8 @@ def _concluded(parts: Parts) -> Findings:
     sure = all(e["measured_error"] < 0.1 * np.abs(e["known"]))  # else agreement says nothing
     answer = "no" if not all(agree) else "yes" if sure else "undecided"
     seen, eigenvalues = ([x[f"eigenvectors-{i}"] for i in (1, 2)] for x in (measured, known))
-    flatter = float(e["known"][0]) / np.abs(parts["random"].arrays["known"])
+    steepest, *random = (known[key] for key in ("eigenvectors-1", "random-1", "random-2"))
+    flatter = sorted((abs(x), error) for x, error in (ratio_of(steepest, one) for one in random))
     inside = parts["eigenvectors"].facts["path_inside"]
     sentence = say(TEXTS["sentence"], answer=answer, seen=seen, values=eigenvalues, flatter=flatter, inside=inside)
     return Findings(

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from spectral import cards
 from spectral.cards import COLOURS, GREY, thin_ticks
 from spectral.experiments.prose import prose, say
 from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid
@@ -151,9 +152,11 @@ def draw_strip(ax: Axes, row: Row, style: Mapping[str, Style], labels: Mapping[s
             ax.plot(x, value, "o", color=shade, alpha=0.6, markersize=4.5, fillstyle="none" if refused else "full")
         if known:
             mean, sigma = row.mean(condition)
-            ends.append(mean + float(np.nan_to_num(sigma)))
+            sigma = float(np.nan_to_num(sigma))
+            ends.append(mean + sigma)
+            reach = cards.whiskers(np.array([mean, *everything]), np.full(1 + len(everything), sigma))[:, :1]
             ax.errorbar(
-                place + 0.3, mean, yerr=np.nan_to_num(sigma), fmt="_", color=shade, capsize=4, markersize=11,
+                place + 0.3, mean, yerr=reach, fmt="_", color=shade, capsize=4, markersize=11,
                 linewidth=1.6, markeredgewidth=2,
             )  # fmt: skip
     if everything and min(everything) > 0:
@@ -290,7 +293,10 @@ def _pairs(given: Numbers) -> Picture:
     def draw(upper: Axes, lower: Axes) -> None:
         for _, chosen, shade, fill in parts:
             x, y, r = index[chosen], given.value[chosen], given.error[chosen]
-            upper.errorbar(x, y, yerr=r, fmt="o", color=shade, fillstyle=fill, markersize=4.5, capsize=3, linewidth=1.2)
+            reach = cards.whiskers(given.value, given.error)[:, chosen]
+            upper.errorbar(
+                x, y, yerr=reach, fmt="o", color=shade, fillstyle=fill, markersize=4.5, capsize=3, linewidth=1.2
+            )
             lower.plot(x, r, "o", color=shade, fillstyle=fill, markersize=4.5)
         upper.set_ylabel(given.kind.removesuffix("s"))
         if (given.value > 0).all():
@@ -328,7 +334,8 @@ def _sorted_diagonal(given: Numbers) -> Picture:
             ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
             ax.axhline(0, color="black", linewidth=0.8)
         if (error > 0).any():
-            ax.vlines(ranks + 1, value - error, value + error, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+            down, up = cards.whiskers(value, error)
+            ax.vlines(ranks + 1, value - down, value + up, color=COLOURS[0], alpha=0.25, linewidth=0.8)
         ax.plot(ranks + 1, value, color=COLOURS[0], linewidth=1.8)
         ax.set(xlabel="rank of the entry, largest first", ylabel="diagonal entry")
 

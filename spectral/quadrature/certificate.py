@@ -14,6 +14,7 @@ Source: Golub, Meurant (2010), ch. 6; the best rational sign: Zolotarev (1877), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -196,18 +197,51 @@ def truncation(record: LanczosRecord, gone: np.ndarray, low: float, high: float)
     The first is half the area of the envelope over [low, high]; on an invariant subspace the envelope has no width between the
     nodes. The blur of finite precision (see `envelope`) adds twice itself.
     """
+    nodes = np.clip(np.delete(gauss.gauss_rule(record)[0], np.unique(gone)), low, high)
+    opened, rounded = (part / 2 + gauss.blur(record) for part in _opened(record, gone, nodes, low, high))
+    return opened, rounded
+
+
+def truncation_log10(record: LanczosRecord, gone: np.ndarray, low: float, high: float) -> float:
+    """The most that truncation moves in W1 of log10, from the nodes: the area of the envelope, with its blur, over [low, high].
+
+    Left of y + blur lie those that the blur takes from y, right of y - blur those that it brings: beside the width at y + blur, a
+    node moves that far both ways. So it may if it lies below `low` and the next one above.
+    """
+    (theta, omega, last), blur, free = gauss.gauss_rule(record), gauss.blur(record), gauss.free_share(record, gone)
+    omega[gone] = 0.0
+    order = np.argsort(theta)
+    theta, omega = theta[order], omega[order] / free
+    far = blur + (2 * gauss.residual(record) * last[order] if record.betas[-1] == 0 else 0.0)
+    y, near = np.maximum(theta, low + blur), np.append(theta[1:], np.inf) > low - blur
+    moved = float(omega[near] @ np.log10((y + far) / np.maximum(y - far, low))[near])
+    t = np.log10(np.clip(theta[omega > 0] - blur, low, high))
+    return _opened(record, gone, t, math.log10(low), math.log10(high), lambda t: 10.0**t + blur)[0] + moved
+
+
+def _opened(
+    record: LanczosRecord,
+    gone: np.ndarray,
+    nodes: np.ndarray,
+    low: float,
+    high: float,
+    at: Callable[[np.ndarray], np.ndarray] = lambda t: t,
+) -> tuple[float, float]:
+    """(the area from low to high of the envelope at `at` of each point, what rounding of masses leaves of it), the blur apart.
+
+    Both of the part of mu off the nodes `gone`.
+    """
     rules, free = Radau(record), gauss.free_share(record, gone)
     extra = 2 * ROUNDING + (2 * gauss.BLUR * gauss.epsilon(record) if len(record.known) else 0.0)
-    rounding = min(extra / free, 1.0) * (high - low) / 2 + gauss.blur(record)
+    rounded = min(extra / free, 1.0) * (high - low)
     if record.betas[-1] == 0:
-        return rounding, rounding
+        return rounded, rounded
 
-    def width(x: np.ndarray) -> np.ndarray:
-        return np.minimum((gauss.undeflated(record) * rules.at(rules.units(x)) + extra) / free, 1.0)
+    def width(t: np.ndarray) -> np.ndarray:
+        return np.minimum((gauss.undeflated(record) * rules.at(rules.units(at(t))) + extra) / free, 1.0)
 
-    alone = np.delete(gauss.gauss_rule(record)[0], np.unique(gone))
-    x = np.unique(np.clip(np.concatenate([[low, high], np.linspace(low, high, 33), alone]), low, high))
-    return area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))) / 2 + gauss.blur(record), rounding
+    x = np.unique(np.concatenate([[low, high], np.linspace(low, high, 33), nodes]))
+    return area(width, np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))), rounded
 
 
 def area(width: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import beta, cdf
-from spectral.quadrature.certificate import area, truncation
+from spectral.quadrature.certificate import truncation, truncation_log10
 from spectral.quadrature.pooled import Quadrature
 
 CELLS = 128  # of equal noise, on which draws of the probes are simulated; cut where noise says, and not at a node
@@ -149,22 +149,17 @@ def off_log10(q: Quadrature, floor: float) -> float:
     above = x > floor
     if q.is_exact or q.of_vector or not (above.any() and floor > 0):
         return 0.0
-    share, low, high = r / q.dim, math.log10(floor), math.log10(max(_range(q)[1], float(x[above].max())))
+    high = max(_range(q)[1], float(x[above].max()))
+    each = [truncation_log10(record, gone, floor, high) for record, gone in zip(q.records, q.removed, strict=True)]
     nodes, F = _steps(q)
-    t = np.log10(np.maximum(nodes, floor))
-    grid = np.unique(np.clip(np.concatenate([t, np.linspace(low, high, 33)]), low, high))
-    grid = np.unique(np.concatenate([grid, (grid[1:] + grid[:-1]) / 2]))
-
-    def width(t: np.ndarray) -> np.ndarray:
-        lower, upper = q.envelope(10.0**t)
-        return np.asarray(upper - lower)
-
     kept = float(c[above].sum()) / q.dim
-    height = float(c[above] @ (np.log10(x[above]) - low)) / q.dim / kept
+    height = float(c[above] @ np.log10(x[above] / floor)) / q.dim / kept
     below = F[np.searchsorted(nodes, floor, "right") - 1] if nodes[0] <= floor else 0.0
-    lost = share * (float(width(np.array([low]))[0]) + NORMAL * math.sqrt(float(q.noise(below * (1 - below)))))
-    moved = share * area(width, grid) + _noise(q, t, F, share)[1]
-    return (moved + lost * height) / kept / NORMAL
+    (lower,), (upper,) = q.envelope(np.array([floor]))
+    lost = float(upper - lower) + NORMAL * math.sqrt(float(q.noise(below * (1 - below))))
+    share = r / q.dim
+    moved = share * float(q.pooling @ each) + _noise(q, np.log10(np.maximum(nodes, floor)), F, share)[1]
+    return (moved + share * lost * height) / kept / NORMAL
 
 
 def jackknife_variance(values: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,11 +49,14 @@ class Made(DispatchMode):
 def graph_facts(function: Function, primals: Tensors, others: Tensors = (), below: Tensors = ()) -> GraphFacts:
     """The facts of `function` at `primals`, from one forward pass; `below` is filled in it, where it cuts its graph in two."""
     leaves = tuple(p.detach().requires_grad_() for p in primals)
-    made: list[weakref.ref[torch.Tensor]] = []
+    made: list[tuple[weakref.ref[torch.Tensor], bool]] = []
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         saved = t.detach()  # an output would hold its graph, which holds it
-        made.append(weakref.ref(saved))
+        # a constant, such as a mask, is what it is, however coarse; a Function's own may be what it has computed
+        made.append(
+            (weakref.ref(saved), t.requires_grad or sys._getframe(1).f_code is torch.autograd.Function.apply.__code__)
+        )
         return saved
 
     kinds = {p.dtype for p in primals}
@@ -68,8 +72,10 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         size = sum(seen.sizes.values())
     else:
         # of what the function has not dropped already, such as a model's own loss
-        alive = [t for t in (reference() for reference in made) if t is not None]
-        kinds |= {t.dtype for t in alive if t.numel()}  # torch 2.6 marks what it makes again by an empty float32
+        held = [(t, derived) for t, derived in ((reference(), derived) for reference, derived in made) if t is not None]
+        alive = [t for t, _ in held]
+        # torch 2.6 marks what it makes again by an empty float32
+        kinds |= {t.dtype for t, derived in held if derived and t.numel()}
         own = {p.untyped_storage().data_ptr() for p in primals}
         parts = [part for t in alive for part in arrays.strided(t)]
         size = sum(bytes for address, bytes in arrays.storages(parts).items() if address not in own)
