@@ -25,6 +25,7 @@ from spectral import arrays, collectives, heartbeat
 from spectral.collectives import RankFailed, Team, rank, world_size
 
 T = TypeVar("T")
+A = TypeVar("A", bound="_Attempt")
 GIVEN = (ValueError, TypeError)  # what is wrong with what all ranks were given, each seeing its own part of it
 SIGNS = 16  # of a hash of what all ranks hold
 MARKS = 2 + SIGNS  # numbers that go with the sum of a product
@@ -216,7 +217,20 @@ def hold_alike(marks: Sequence[float]) -> None:
         )
 
 
-class Summand:
+class _Attempt:
+    """What this rank fails with inside `with` is held back until the ranks tell each other; on one process nothing is."""
+
+    failure: BaseException | None = None
+
+    def __enter__(self: A) -> A:
+        return self
+
+    def __exit__(self, kind: Any, failure: BaseException | None, trace: Any) -> bool:
+        self.failure = failure if world_size() > 1 and not isinstance(failure, RankFailed) else None
+        return self.failure is not None
+
+
+class Summand(_Attempt):
     """This rank's part of a sum over the ranks, made inside `with`: what one rank fails with there, every rank raises.
 
     The collective is made all the same, so that the ranks stay in step; after it somebody must look for NaN and call `share`.
@@ -234,7 +248,6 @@ class Summand:
         self.vectors: torch.Tensor | None = None  # of which the part is made, where every rank must have the same
         self.held: Callable[[], str] = str  # a hash of what else all must have, once the part is made
         self.parted = False  # whether that of a rank is another
-        self.failure: BaseException | None = None
 
     @classmethod
     def of(
@@ -252,13 +265,6 @@ class Summand:
         part = cls(whole[:-MARKS].view(shape))
         part.whole, part.vectors, part.held = whole, vectors, held
         return part
-
-    def __enter__(self) -> Summand:
-        return self
-
-    def __exit__(self, kind: Any, failure: BaseException | None, trace: Any) -> bool:
-        self.failure = failure if world_size() > 1 and not isinstance(failure, RankFailed) else None
-        return self.failure is not None
 
     def sum(self) -> torch.Tensor:
         """Over the ranks; NaN if one of them has failed."""
@@ -317,36 +323,23 @@ def gather(make: Callable[[], T]) -> list[T]:
     >>> gather(lambda: 5)
     [5]
     """
-    if world_size() == 1:
-        return [make()]
-    made = failure = None
-    try:
+    made: Any = None
+    with _Attempt() as attempt:
         made = make()
-    except RankFailed:
-        raise
-    except BaseException as problem:
-        failure = problem
-    return _told(made, failure)
+    return _told(made, attempt.failure)
 
 
 @contextmanager
 def together() -> Iterator[None]:
     """What one rank fails with inside, every rank raises at its end; the ranks must have no collective inside."""
-    failure: BaseException | None = None
-    try:
+    with _Attempt() as attempt:
         yield
-    except RankFailed:
-        raise
-    except BaseException as problem:
-        failure = problem
-    _told(None, failure)
+    _told(None, attempt.failure)
 
 
 def _told(own: Any, failure: BaseException | None) -> list[Any]:
     """`own` of every rank; what one has failed with, every rank raises."""
     if world_size() == 1:
-        if failure is not None:
-            raise failure
         return [own]
     told = collectives.gathered(own, collectives.said(failure))
     said = [words for _, words in told]

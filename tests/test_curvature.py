@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -235,19 +236,31 @@ class Read:
             yield batch
 
 
+@cache
+def dense_matrices(name, sizes):
+    """Each kind by autograd."""
+    model, whole, data = ready(name, sizes)
+    J = dense_jacobian(model, data, logits)
+    G = dense_jacobian(model, data, lambda m, b: flat_mean(m(b[0]), b[1]))  # of single samples: a mean is a sum
+    return {
+        "H": dense_hessian(model, flat_mean, whole),
+        "GN": sandwich(J, output_hessians(model, flat_mean, whole)),
+        "J^T J": J.T @ J,
+        "EF": G.T @ G / len(whole[1]),
+    }
+
+
 def every_matrix(name, sizes=(2, 2, 1), **options):
     """(matrix, its dense self by autograd) of each kind with blocks, on data that count how they are read."""
-    model, whole, data = ready(name, sizes)
-    J, mean = dense_jacobian(model, data, logits), flat_mean
-    loss = flat_sum if name == "tied" else nn.CrossEntropyLoss()
-    G = dense_jacobian(model, data, lambda m, b: mean(m(b[0]), b[1]))  # of single samples: a mean is a sum
-    made = {"H": (Hessian(model, loss, Read(data), **options), dense_hessian(model, mean, whole)),
-            "GN": (GaussNewton(model, loss, Read(data), **options), sandwich(J, output_hessians(model, mean, whole))),
-            "J^T J": (Jacobian(model, Read(data), **options).gram("right"), J.T @ J)}  # fmt: skip
+    model, _, data = ready(name, sizes)
+    dense, loss = dense_matrices(name, sizes), flat_sum if name == "tied" else nn.CrossEntropyLoss()
+    made = {"H": (Hessian(model, loss, Read(data), **options), dense["H"]),
+            "GN": (GaussNewton(model, loss, Read(data), **options), dense["GN"]),
+            "J^T J": (Jacobian(model, Read(data), **options).gram("right"), dense["J^T J"])}  # fmt: skip
     if name != "tied":  # a callable loss names no distribution
         drawn = Fisher(model, loss, Read(data), draws=2, seed=3, **options)
-        made["F"] = drawn, drawn @ torch.eye(J.shape[1], dtype=torch.float64)
-        made["EF"] = EmpiricalFisher(model, loss, Read(data), **options), G.T @ G / len(whole[1])
+        made["F"] = drawn, drawn @ torch.eye(drawn.shape[1], dtype=torch.float64)
+        made["EF"] = EmpiricalFisher(model, loss, Read(data), **options), dense["EF"]
     return model, made
 
 

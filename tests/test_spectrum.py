@@ -1,6 +1,7 @@
 """Laws of `Spectrum`: sums, numbers against dense formulas, merging, distances, files."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -208,6 +209,15 @@ def test_a_foreign_or_damaged_file_is_one_sentence(tmp_path, s):
                 use(path)
 
 
+@cache
+def of_few_steps(probes, steps):
+    """Eigenvalues, and their spectrum from each of twenty seeds."""
+    X = np.random.default_rng(0).standard_normal((100, 200))
+    values = np.linalg.eigvalsh(X @ X.T / 100)
+    A = np.diag(values)
+    return values, [spectral.slq(A, probes=probes, steps=steps, seed=seed, deflate=False) for seed in range(20)]
+
+
 @pytest.mark.parametrize("f", [np.exp, np.log, np.sqrt, lambda x: 2 * x])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("probes", [1, 3])
@@ -217,11 +227,7 @@ def test_the_errors_of_few_steps_hold(probes, steps, f):
     One step knows the spread alone: the error is that of two values, to leading order in it, and of exp of a skewed spectrum
     half of the truth.
     """
-    X = np.random.default_rng(0).standard_normal((100, 200))
-    values = np.linalg.eigvalsh(X @ X.T / 100)
-    spectra = [
-        spectral.slq(np.diag(values), probes=probes, steps=steps, seed=seed, deflate=False) for seed in range(20)
-    ]
+    values, spectra = of_few_steps(probes, steps)
     found = [s.integrate(f) for s in spectra]
     off = [(float(e) - f(values).sum()) / e.stderr for e in found]
     assert np.sqrt(np.mean(np.square(off))) < (2.5 if steps == 1 else 1.3)
