@@ -222,12 +222,8 @@ def outliers(spectrum: Spectrum) -> Outliers:
     count = sure or count
     known = top_values(spectrum, count)
     if len(known) < count and (sure or not reason):
-        sure, reason = (
-            0,
-            (
-                f"{count} eigenvalues stand above a gap, but {len(known)} of them are known exactly; use more steps and deflate."
-            ),
-        )
+        sure = 0
+        reason = f"{count} eigenvalues stand above a gap, but {len(known)} of them are known exactly; use more steps and deflate."
     if reason and not sure:
         return Outliers(count, known, nan, nan, False, reason)
     edge = float(values[values < known[-1]][0] if count else values[0])
@@ -261,14 +257,11 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor
     if sure >= count:
         return spikes if spikes and not sure else (sure, sure, "")
     ratio = float(np.max(np.where(perhaps, gaps.upper / gaps.lower, 0.0)))
-    return (
-        sure,
-        count,
-        (
-            f"Whether the gap of {ratio:.3g} after {count} eigenvalues is chance depends on those below it, "
-            f"of which {max(len(known) - count, 0)} are known exactly; use more steps."
-        ),
+    doubt = (
+        f"Whether the gap of {ratio:.3g} after {count} eigenvalues is chance depends on those below it, "
+        f"of which {max(len(known) - count, 0)} are known exactly; use more steps."
     )
+    return sure, count, doubt
 
 
 def _widest(gaps: _Gaps, counts: Array, flags: Flags) -> int:
@@ -292,14 +285,8 @@ def _spikes(values: Array, counts: Array) -> tuple[int, int, str] | None:
         return sure, spikes, ""
     lies, most = cards.apart(values[found - 1] / bulk.upper, least, 3)
     some = f"{spikes - sure} eigenvalues may be spikes" if spikes - sure > 1 else "1 eigenvalue may be a spike"
-    return (
-        sure,
-        spikes,
-        (
-            f"{some} of a bulk of fewer than {TOLD}, or chance; the smallest is {lies} times its edge, and of so few must exceed "
-            f"{most}."
-        ),
-    )
+    smallest = f"the smallest is {lies} times its edge, and of so few must exceed {most}."
+    return sure, spikes, f"{some} of a bulk of fewer than {TOLD}, or chance; {smallest}"
 
 
 def _empty(spectrum: Spectrum, gaps: _Gaps, floor: float) -> Flags:
