@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +23,30 @@ _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _REGISTRY = threading.Lock()
 
 
+_FORKED = threading.Event()  # whether a thread that holds one of these locks has stayed in the parent process
+
+
+def _in_child() -> None:
+    """After a fork: who holds a lock there never gives it back here, and has left its model half opened."""
+    for lock in (RANDOM, FORWARD_MODE, _REGISTRY, *_LOCKS.values()):
+        if lock.acquire(blocking=False):
+            lock.release()
+        else:
+            _FORKED.set()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_in_child)
+
+
 @contextmanager
 def alone(modules: Iterable[Any]) -> Iterator[None]:
     """No other thread is inside with one of these modules: each has a lock, and they are taken in one order."""
+    if _FORKED.is_set():
+        raise RuntimeError(
+            "this process was forked while another thread was multiplying, so that models are not whole here; fork before or "
+            "after its products, or start processes by multiprocessing's 'spawn'."
+        )
     with _REGISTRY:
         locks = [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
     with ExitStack() as stack:

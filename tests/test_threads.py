@@ -3,7 +3,10 @@
 import contextlib
 import contextvars
 import copy
+import os
+import signal
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +207,44 @@ def test_modules_are_locked_in_one_order_and_again_by_the_same_thread():
 
     run([lambda: work([a, b]), lambda: work([b, a])])
     assert len(entered) == 100
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("busy", [False, True])
+def test_process_forked_while_a_thread_multiplies_is_told_instead_of_waiting_for_ever(busy):
+    """The thread that holds the locks is not there in the child; forked between products, the child has them all."""
+    model, inside, go_on = nn.Linear(2, 1).double(), threading.Event(), threading.Event()
+    J = spectral.Jacobian(model, [torch.ones(1, 2).double()])
+
+    def hold():
+        with threads.alone([model]):
+            inside.set()
+            go_on.wait(30)
+
+    holder = threading.Thread(target=hold)
+    if busy:
+        holder.start()
+        inside.wait(30)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of any fork beside threads
+        child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            text = str((J @ torch.ones(3).double()).item())
+        except RuntimeError as problem:
+            text = str(problem)
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.close(writer)
+    text = os.read(reader, 1000).decode()
+    os.close(reader)
+    os.waitpid(child, 0)
+    go_on.set()
+    if busy:
+        holder.join()
+        assert text.startswith("this process was forked while another thread was multiplying")
+    else:
+        assert float(text) == 3
+    assert float(J @ torch.ones(3).double()) == 3

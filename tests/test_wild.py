@@ -7,7 +7,7 @@ import pickle
 import threading
 import warnings
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -417,6 +417,64 @@ def test_parameter_that_a_call_reads_from_the_one_before_is_told(problem, where,
     own = list(model.parameters())
     right = rows(forward(model, [x]), own) if kind is Jacobian else second(lambda: CE(forward(model, [x]), y), own)
     assert agrees(kind(model, *given, cut(x, y), forward=forward), right, 1e-8)
+
+
+class Memo(nn.Module):
+    """A function of its weight, read directly too, is kept where the module's attributes do not tell."""
+
+    made: ClassVar = {}
+    constant: ClassVar = {"two": torch.tensor(2.0, dtype=DOUBLE)}
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3, bias=False, dtype=DOUBLE)
+
+    def weight(self):
+        return self.layer.weight.tanh()
+
+    def forward(self, x):
+        return F.linear(x, self.weight() * self.layer.weight * self.constant["two"])
+
+
+class MemoOfFunctools(Memo):
+    weight = functools.cache(Memo.weight)
+
+
+class MemoOfProperty(Memo):
+    own = property(functools.cache(Memo.weight))
+
+    def weight(self):
+        return self.own
+
+
+class MemoOfClass(Memo):
+    def weight(self):
+        return self.made.get("w") if "w" in self.made else self.made.setdefault("w", self.layer.weight.tanh())
+
+
+class MemoOfDefault(Memo):
+    def weight(self, made={}):  # noqa: B006 (the cache)
+        return made["w"] if "w" in made else made.setdefault("w", self.layer.weight.tanh())
+
+
+class MemoOfAttribute(Memo):
+    own = functools.cached_property(Memo.weight)
+
+    def weight(self):
+        return self.own
+
+
+@pytest.mark.parametrize("kind", [MemoOfFunctools, MemoOfProperty, MemoOfClass, MemoOfDefault, MemoOfAttribute])
+def test_what_an_earlier_call_has_made_of_a_parameter_is_told_wherever_it_is_kept(problem, kind):
+    """Taken away, it is made again to the same value, and of other parameters to another: what is not so is no cache."""
+    _, x, y = problem
+    model = kind()
+    with torch.no_grad():
+        model(x)
+    with pytest.raises(ValueError, match=r"an earlier call has made of the parameters and kept \(.*(weight|own|made)"):
+        Jacobian(model, cut(x, y))
+    plain = Memo()
+    assert agrees(Jacobian(plain, cut(x, y)), rows(plain(x), list(plain.parameters())))
 
 
 class Swapped(nn.Module):

@@ -36,6 +36,9 @@ from spectral.threads import Shared, instead
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 PLAIN_TYPES = set(PLAIN)
+# what every module has among its attributes
+MODULE = set(vars(nn.Module()))
+ABSENT = object()
 # where code lies that nobody changes while a program runs
 INSTALLED = tuple(
     os.path.join(os.path.realpath(path), "")
@@ -155,6 +158,82 @@ def _read_by_function(function: FunctionType) -> dict[Any, Any]:
 def modules_read(things: Iterable[Any]) -> list[nn.Module]:
     """All modules that these things read."""
     return [thing for thing in walk(things, read) if isinstance(thing, nn.Module)]
+
+
+def between_calls(roots: Iterable[Any]) -> list[tuple[str, Any, Any, Callable[[], Any]]]:
+    """Where one call may keep for the next what it has made: (name, what holds it, under which key, what makes an empty one).
+
+    That are functions under functools.cache, containers with tensors, and tensors among the attributes of modules.
+    """
+    found: dict[tuple[int, Any], tuple[str, Any, Any, Callable[[], Any]]] = {}
+    for thing in walk(roots, _read_with_class):
+        if not isinstance(thing, nn.Module | FunctionType | type):
+            continue
+        for key, part in (read(thing) or {}).items():
+            name, holder, place = str(key), vars(thing), key
+            if isinstance(thing, FunctionType):
+                name, holder, place = _where(thing, key)
+            elif isinstance(thing, type):
+                (holder, place), name = key if isinstance(key, tuple) else (None, None), f"{thing.__name__}.{key[1]}"
+            elif key in MODULE:
+                continue
+            if holder is None:
+                continue
+            of_module = isinstance(thing, nn.Module)
+            lazy = of_module and isinstance(getattr(type(thing), key, None), functools.cached_property)
+            empty = functools.partial(_before_calls, ABSENT if lazy else part, of_module)
+            if empty() is not part:
+                found[id(holder), place] = name, holder, place, empty
+    return list(found.values())
+
+
+def _read_with_class(thing: Any) -> Any:
+    parts = read(thing)
+    return [*parts.values(), type(thing)] if isinstance(thing, nn.Module) else parts
+
+
+def _where(function: FunctionType, key: Any) -> tuple[str, Any, Any]:
+    """(name, holder, key) of what `read` finds of a function; no holder for what cannot be exchanged."""
+    if isinstance(key, tuple):
+        return str(key[1]), function.__globals__ if key[0] == "global" else vars(key[0]), key[1]
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    if key in cells:
+        return key, cells[key], "cell_contents"
+    return f"a default of {function.__name__}", function if key == "defaults" else None, "__defaults__"
+
+
+def _before_calls(part: Any, of_module: bool) -> Any:
+    """What stands in the place of a thing before any call: the thing itself if calls leave nothing in it."""
+    if isinstance(part, property) and part.fget is not None:
+        getter = _before_calls(part.fget, False)
+        return part if getter is part.fget else property(getter)
+    if isinstance(part, staticmethod | classmethod):
+        inner = _before_calls(part.__func__, False)
+        return part if inner is part.__func__ else type(part)(inner)
+    if hasattr(part, "cache_info") and hasattr(part, "__wrapped__"):
+        return part.__wrapped__
+    if type(part) in CONTAINERS and tensors([part]):
+        empty = part.copy()
+        empty.clear()
+        return empty
+    if isinstance(part, tuple) and part:  # the defaults of a function
+        new = tuple(_before_calls(one, False) for one in part)
+        return part if all(a is b for a, b in zip(part, new, strict=True)) else new
+    return None if of_module and isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter) else part
+
+
+@contextmanager
+def emptied(holder: Any, key: Any, empty: Callable[[], Any]) -> Iterator[None]:
+    """Inside, a mapping or an object holds an empty thing under the key."""
+    other = empty()
+    own = holder[key] if isinstance(holder, dict) else (getattr(holder, "__dict__", None) or {}).get(key, ABSENT)
+    own = getattr(holder, key) if own is ABSENT else own
+    put = functools.partial(holder.__setitem__ if isinstance(holder, dict) else functools.partial(setattr, holder), key)
+    try:
+        holder.pop(key) if other is ABSENT else put(other)
+        yield
+    finally:
+        put(own)
 
 
 @functools.cache

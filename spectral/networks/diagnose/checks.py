@@ -28,7 +28,7 @@ from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
-from spectral.networks.model_state import Snapshot
+from spectral.networks.model_state import Snapshot, between_calls, emptied
 from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
 from spectral.networks.trees import repacked
@@ -113,6 +113,7 @@ def _inspected(
                 _check_random(network, batch, function(batch), facts.value)
             if not unchanged:
                 _check_memory(network, batch, function(batch), facts)
+            _check_kept(network, batch, function(batch), facts.value)
             if network.statistics == "population":
                 check_coupling(network, batch, z)
     return facts
@@ -207,10 +208,7 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
     if all(facts.reached):
         return
     primals = network.primals(batch)
-    moved = [
-        p if reached else (p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3).detach()  # forward may have set p's flag
-        for p, reached in zip(primals, facts.reached, strict=True)
-    ]
+    moved = [p if reached else _moved(p) for p, reached in zip(primals, facts.reached, strict=True)]
     if not _differ(facts.value, function(*moved).detach(), facts.value.dtype):
         if network.wrt == "inputs":  # the one variable
             raise ValueError(
@@ -233,6 +231,36 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
         f"the outputs change with {some} but carry no derivative of what is made of it ({why}); name the parameters that are "
         "meant by params=, or remove that from the model, forward=, of= or loss=."
     )
+
+
+def _moved(p: torch.Tensor) -> torch.Tensor:
+    return (p + 0.1 * p.abs() + 0.1 * p.abs().mean() + 1e-3).detach()  # forward may have set p's flag
+
+
+def _check_kept(network: DataModel, batch: Any, function: Function, value: torch.Tensor) -> None:
+    """Refuse what was made in an earlier call and is read in place of the parameters (a cache, wherever it lies).
+
+    A cache is what the model makes again, to the same value, when it is taken away, and makes of other parameters otherwise.
+    Cost: nothing where nothing is kept between calls, else a forward pass for each such thing, three for a cache.
+    """
+    primals = network.primals(batch)
+    for name, *place in between_calls(network.reads):
+        try:
+            with emptied(*place):
+                again = function(*primals).detach()
+            if _differ(value, again, value.dtype):
+                continue
+            moved = [_moved(p) for p in primals]
+            with emptied(*place):
+                again = function(*moved).detach()
+            kept = function(*moved).detach()
+        except (*FAILURES, LookupError, AttributeError, AssertionError):  # it is no cache, the model needs it
+            continue
+        if _differ(kept, again, value.dtype):
+            raise ValueError(
+                f"the outputs read what an earlier call has made of the parameters and kept ({name}), without its derivative; "
+                "empty that cache in forward=, or let the model keep nothing (no functools.cache)."
+            )
 
 
 def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) -> None:
