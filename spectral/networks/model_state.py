@@ -16,9 +16,9 @@ import sys
 import sysconfig
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -160,12 +160,18 @@ def modules_read(things: Iterable[Any]) -> list[nn.Module]:
     return [thing for thing in walk(things, read) if isinstance(thing, nn.Module)]
 
 
-def between_calls(roots: Iterable[Any]) -> list[tuple[str, Any, Any, Callable[[], Any]]]:
-    """Where one call may keep for the next what it has made: (name, what holds it, under which key, what makes an empty one).
+class Kept(NamedTuple):
+    """Where one call may keep for the next what it has made: what holds it, under which key, what makes an empty one."""
 
-    That are functions under functools.cache, containers with tensors, and tensors among the attributes of modules.
-    """
-    found: dict[tuple[int, Any], tuple[str, Any, Any, Callable[[], Any]]] = {}
+    name: str
+    holder: Any
+    key: Any
+    empty: Callable[[], Any]
+
+
+def between_calls(roots: Iterable[Any]) -> list[Kept]:
+    """Functions under functools.cache, containers with tensors, and tensors among the attributes of modules."""
+    found: dict[tuple[int, Any], Kept] = {}
     for thing in walk(roots, _read_with_class):
         if not isinstance(thing, nn.Module | FunctionType | type):
             continue
@@ -183,7 +189,7 @@ def between_calls(roots: Iterable[Any]) -> list[tuple[str, Any, Any, Callable[[]
             lazy = of_module and isinstance(getattr(type(thing), key, None), functools.cached_property)
             empty = functools.partial(_before_calls, ABSENT if lazy else part, of_module)
             if empty() is not part:
-                found[id(holder), place] = name, holder, place, empty
+                found[id(holder), place] = Kept(name, holder, place, empty)
     return list(found.values())
 
 
@@ -212,7 +218,7 @@ def _before_calls(part: Any, of_module: bool) -> Any:
         return part if inner is part.__func__ else type(part)(inner)
     if hasattr(part, "cache_info") and hasattr(part, "__wrapped__"):
         return part.__wrapped__
-    if type(part) in CONTAINERS and tensors([part]):
+    if type(part) in CONTAINERS and any(not isinstance(t, nn.Parameter) for t in tensors([part])):
         empty = part.copy()
         empty.clear()
         return empty
@@ -223,17 +229,19 @@ def _before_calls(part: Any, of_module: bool) -> Any:
 
 
 @contextmanager
-def emptied(holder: Any, key: Any, empty: Callable[[], Any]) -> Iterator[None]:
-    """Inside, a mapping or an object holds an empty thing under the key."""
-    other = empty()
-    own = holder[key] if isinstance(holder, dict) else (getattr(holder, "__dict__", None) or {}).get(key, ABSENT)
-    own = getattr(holder, key) if own is ABSENT else own
-    put = functools.partial(holder.__setitem__ if isinstance(holder, dict) else functools.partial(setattr, holder), key)
-    try:
-        holder.pop(key) if other is ABSENT else put(other)
+def emptied(places: Iterable[Kept]) -> Iterator[None]:
+    """Inside, each holder, a mapping or an object, has an empty thing under its key."""
+    with ExitStack() as stack:
+        for _, holder, key, empty in places:
+            other = empty()
+            own = (
+                holder[key] if isinstance(holder, dict) else (getattr(holder, "__dict__", None) or {}).get(key, ABSENT)
+            )
+            own = getattr(holder, key) if own is ABSENT else own
+            put = holder.__setitem__ if isinstance(holder, dict) else functools.partial(setattr, holder)
+            stack.callback(put, key, own)
+            holder.pop(key) if other is ABSENT else put(key, other)
         yield
-    finally:
-        put(own)
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
-from spectral.networks.model_state import Snapshot, between_calls, emptied
+from spectral.networks.model_state import Kept, Snapshot, between_calls, emptied
 from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
 from spectral.networks.trees import repacked
@@ -241,22 +241,30 @@ def _check_kept(network: DataModel, batch: Any, function: Function, value: torch
     """Refuse what was made in an earlier call and is read in place of the parameters (a cache, wherever it lies).
 
     A cache is what the model makes again, to the same value, when it is taken away, and makes of other parameters otherwise.
-    Cost: nothing where nothing is kept between calls, else a forward pass for each such thing, three for a cache.
+    Cost: nothing where nothing is kept between calls, else three forward passes; where some of it is no cache but needed, one
+    pass more and up to three for each name.
     """
     primals = network.primals(batch)
-    for name, *place in between_calls(network.reads):
+
+    def cached(some: list[Kept]) -> bool | None:
+        """Whether one of these is a cache; None where the model needs one that is none."""
         try:
-            with emptied(*place):
+            with emptied(some):
                 again = function(*primals).detach()
             if _differ(value, again, value.dtype):
-                continue
+                return None
             moved = [_moved(p) for p in primals]
-            with emptied(*place):
+            with emptied(some):
                 again = function(*moved).detach()
-            kept = function(*moved).detach()
-        except (*FAILURES, LookupError, AttributeError, AssertionError):  # it is no cache, the model needs it
-            continue
-        if _differ(kept, again, value.dtype):
+            return _differ(function(*moved).detach(), again, value.dtype)
+        except (*FAILURES, LookupError, AttributeError, AssertionError):
+            return None
+
+    places = between_calls(network.reads)
+    if not places or cached(places) is False:
+        return
+    for name in dict.fromkeys(place.name for place in places):
+        if cached([place for place in places if place.name == name]):
             raise ValueError(
                 f"the outputs read what an earlier call has made of the parameters and kept ({name}), without its derivative; "
                 "empty that cache in forward=, or let the model keep nothing (no functools.cache)."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,9 +54,9 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
     def pack(t: torch.Tensor) -> torch.Tensor:
         saved = t.detach()  # an output would hold its graph, which holds it
         # a constant, such as a mask, is what it is, however coarse; a Function's own may be what it has computed
-        made.append(
-            (weakref.ref(saved), t.requires_grad or sys._getframe(1).f_code is torch.autograd.Function.apply.__code__)
-        )
+        caller = inspect.currentframe().f_back  # type: ignore[union-attr]
+        by_function = caller is not None and caller.f_code is torch.autograd.Function.apply.__code__
+        made.append((weakref.ref(saved), t.requires_grad or by_function))
         return saved
 
     kinds = {p.dtype for p in primals}
