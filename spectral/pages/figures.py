@@ -26,7 +26,7 @@ from spectral.plotting import FLOOR, LABELS, eigenvalue_axis, shared_grid
 from spectral.quadrature.density import mirrored, one_eigenvalue, per_efold
 
 from . import Curve, Line, Numbers, Prototype, Row, conditions_of, matrices_of, of_matrix
-from .picture import BOTTOM, DASHES, LEFT, NARROW, TOP, WIDE, Key, Panel, Picture, on_axes, same_size, shot
+from .picture import BOTTOM, DASHES, LEFT, NARROW, TOP, WIDE, Key, Panel, Picture, on_axes, shot
 from .tables import d_text, number, opening, words
 
 TEXTS = prose(__file__)
@@ -216,7 +216,7 @@ def landscape(
     def alt(name: str) -> str:
         return _alt_density(name, of_matrix(chosen, name), strips.get(name), labels)
 
-    panels = same_size(_by_matrix(names, labels, draw, alt, axes))
+    panels = _by_matrix(names, labels, draw, alt, axes)
     said = band_note(chosen) if chosen and band else ""
     note = say(TEXTS["landscape"], band=said, theory=bool(theory), stems=bool(stems))
     return Picture(panels, _keys(conditions, style, labels), note)
@@ -404,9 +404,7 @@ def prototypes(items: Sequence[Prototype]) -> Picture:
         said = ", ".join(f"class {item.label} {_times(item.value)}" for item in own)
         return shot(figure, f"Samples with the {end}, in times the mean: {said}.")
 
-    return Picture(
-        same_size([panel(end) for end in ends]), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean"
-    )
+    return Picture(tuple(panel(end) for end in ends), (), "above each sample: its class · its ‖Jᵢ‖² in times the mean")
 
 
 def _times(value: float) -> str:

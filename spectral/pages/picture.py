@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -58,28 +58,35 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels of one size, what their colours mean, and what lines and bands are."""
+    """Panels of one width, what their colours mean, and what lines and bands are.
+
+    In one picture they lie in rows of one height; a page has each at its own, so that a phone shows no hole below a shorter one.
+    """
 
     panels: tuple[Panel, ...]
     keys: tuple[Key, ...] = ()
     note: str = ""
 
+    def _size(self) -> tuple[int, int]:
+        """(height, width) of a cell that holds any of the panels."""
+        return max(panel.height for panel in self.panels), self.panels[0].width
+
     def png(self, columns: int = 4) -> bytes:
         """All panels in rows of at most `columns`, under the legend."""
         columns = min(columns, len(self.panels))
-        height, width = self.panels[0].pixels.shape[:2]
+        height, width = self._size()
         rows = -(-len(self.panels) // columns)
         sheet = np.full((rows * height, columns * width, 4), 255, dtype=np.uint8)
         for place, panel in enumerate(self.panels):
             y, x = divmod(place, columns)
-            sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = panel.pixels
+            sheet[y * height : y * height + panel.height, x * width : (x + 1) * width] = panel.pixels
         legend = self._legend(sheet.shape[1])
         return _encoded(sheet if legend is None else np.concatenate([_drawn(legend, sheet.shape[1]), sheet]))
 
     def svg(self, columns: int = 4) -> bytes:
         """The same as lines and letters, which print at any size."""
         columns = min(columns, len(self.panels))
-        height, width = (side * 72 / DPI for side in self.panels[0].pixels.shape[:2])
+        height, width = (side * 72 / DPI for side in self._size())
         legend = self._legend(round(columns * width * DPI / 72))
         top = 0.0 if legend is None else 72 * legend.get_size_inches()[1]
         places = [divmod(place, columns) for place in range(len(self.panels))]
@@ -172,11 +179,3 @@ def on_axes(
         made.append(ax)
     draw(*made)
     return shot(figure, alt)
-
-
-def same_size(panels: Sequence[Panel]) -> tuple[Panel, ...]:
-    """Panels without a strip are padded with white below."""
-    tallest = max(panel.height for panel in panels)
-    below = [((0, tallest - panel.height), (0, 0), (0, 0)) for panel in panels]
-    padded = [np.pad(panel.pixels, pad, constant_values=255) for panel, pad in zip(panels, below, strict=True)]
-    return tuple(replace(panel, pixels=pixels) for panel, pixels in zip(panels, padded, strict=True))
