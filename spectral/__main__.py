@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,14 +75,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     failures.writable_output()
     running.clear()
-    loader, logging.raiseExceptions = internal.ConfigLoaderImpl, False  # a reader such as head may close the pipe early
-    clock = utils.datetime
+    quiet = instead(logging, raiseExceptions=False)  # a reader such as head may close the pipe early
     valid = instead(Plugins, instantiate_sweeper=_sweeper)
     by_one = instead(ConfigLoaderImpl, _apply_overrides_to_config=staticmethod(_apply_overrides_to_config))
     # hydra's help of an option is no str, which Python 3.14 takes for "badly formed"
     unchecked = instead(argparse.ArgumentParser, _check_help=lambda parser, action: None)
     as_text = instead(argparse.HelpFormatter, _get_help_string=lambda formatter, action: str(action.help))
-    with warnings.catch_warnings(), valid, by_one, unchecked, as_text:
+    with warnings.catch_warnings(), quiet, valid, by_one, unchecked, as_text, ExitStack() as once_known:
         warnings.filterwarnings("ignore", module="hydra")
         warnings.filterwarnings("ignore", message=r"\s*\S+ is validated against ConfigStore schema")
         warnings.showwarning = _warn
@@ -94,8 +94,9 @@ def main() -> None:
             flags.overrides = [_as_hydra_reads(text) for text in flags.overrides]
             if distributed.world_size() > 1:  # one run has one folder, which is named by the time
                 begun = ranks.begun()
-                utils.datetime = SimpleNamespace(now=lambda: begun)  # type: ignore[misc, assignment]
-            internal.ConfigLoaderImpl = partial(CheckedLoader, typed=_typed(flags.overrides))  # type: ignore[misc, assignment]
+                once_known.enter_context(instead(utils, datetime=SimpleNamespace(now=lambda: begun)))
+            loader = partial(CheckedLoader, typed=_typed(flags.overrides))
+            once_known.enter_context(instead(internal, ConfigLoaderImpl=loader))
             named = flags.overrides
             named = named if flags.hydra_help or flags.shell_completion else with_default(named)
             sys.argv[1:] = [*_flags_first(flags), *named]
@@ -119,8 +120,6 @@ def main() -> None:
                 raise
             _leave(sentence(problem, given), 2)
         finally:
-            internal.ConfigLoaderImpl, logging.raiseExceptions = loader, True  # type: ignore[misc]
-            utils.datetime = clock  # type: ignore[misc]
             if asked is None:
                 del os.environ["HYDRA_FULL_ERROR"]
             else:
