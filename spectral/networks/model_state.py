@@ -124,8 +124,8 @@ def read(thing: Any) -> Any:
         }
     if isinstance(thing, FunctionType):
         return _read_by_function(thing)
-    if isinstance(thing, property | staticmethod | classmethod | functools.cached_property):
-        return {name: getattr(thing, name, None) for name in ("fget", "__func__", "func")}
+    if isinstance(thing, property | staticmethod | classmethod):
+        return {"func": thing.fget if isinstance(thing, property) else thing.__func__}
     if isinstance(thing, type):
         kinds = [
             kind for kind in thing.__mro__ if not _installed(getattr(sys.modules.get(kind.__module__), "__file__", ""))
