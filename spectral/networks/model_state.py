@@ -214,7 +214,7 @@ def _before_calls(part: Any, of_module: bool) -> Any:
         return part if inner is part.__func__ else type(part)(inner)
     if hasattr(part, "cache_info") and hasattr(part, "__wrapped__"):
         return part.__wrapped__
-    if type(part) in CONTAINERS and tensors([part]):
+    if type(part) in CONTAINERS and any(isinstance(thing, torch.Tensor) for thing in walk([part])):
         empty = part.copy()
         empty.clear()
         return empty
