@@ -2,6 +2,7 @@
 
 import copy
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -238,6 +239,12 @@ class Drifting:
 CHANGES = {
     "column": lambda x, sweep: x.index_fill(2, torch.tensor([13]), float(sweep)),
     "tuple": lambda x, sweep: (x, {"deep": [torch.tensor(float(sweep))]}),
+    "number of numpy": lambda x, sweep: (x, np.int64(sweep)),
+    "array of words": lambda x, sweep: (x, np.array(["w" * sweep])),
+    "bytes": lambda x, sweep: (x, b"w" * sweep),
+    "complex": lambda x, sweep: (x, complex(sweep)),
+    "set": lambda x, sweep: (x, {sweep}),
+    "fraction": lambda x, sweep: (x, Fraction(sweep)),
 }
 
 
@@ -249,6 +256,13 @@ def test_random_augmentation_names_the_batch(kind):
         J @ torch.ones(785)
     model_is_whole = all(m.training for m in model.modules())
     assert model_is_whole
+
+
+def test_objects_without_a_value_and_sets_in_another_order_are_the_same_batch():
+    words = list("abcdefgh")
+    batches = Drifting(lambda x, sweep: (x, object(), set(words[:: 1 if sweep % 2 else -1]), lambda: None))
+    J = spectral.Jacobian(nn.Sequential(nn.Flatten(), nn.Linear(784, 1)), batches)
+    assert torch.equal((J @ torch.ones(785))[-64:], torch.ones(64))
 
 
 @pytest.mark.parametrize("later", [1, 3])

@@ -734,6 +734,30 @@ def test_setting_of_a_class_is_part_of_the_matrix(problem, monkeypatch):
     assert agrees(J, 3 * before)
 
 
+GAIN = {"gain": 1.0}
+ASKED = {
+    "property": lambda ask: (property(ask), lambda model: model.gain),
+    "static method": lambda ask: (staticmethod(lambda: ask(None)), lambda model: model.gain()),
+    "class method": lambda ask: (classmethod(ask), lambda model: model.gain()),
+    "cached property": lambda ask: (
+        functools.cached_property(lambda model: lambda: ask(model)),
+        lambda model: model.gain(),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ASKED)
+def test_what_a_method_of_any_kind_reads_is_part_of_the_matrix(problem, way, monkeypatch):
+    gain, asked = ASKED[way](lambda _: GAIN["gain"])
+    kind = type(
+        "Gained", (nn.Linear,), {"gain": gain, "forward": lambda self, x: nn.Linear.forward(self, x) * asked(self)}
+    )
+    J = Jacobian(kind(3, 3, dtype=DOUBLE), [problem[1]], engine="replay")
+    before = [dense(J) for _ in range(3)][2]
+    monkeypatch.setitem(GAIN, "gain", 3.0)
+    assert agrees(J, 3 * before)
+
+
 def test_module_beside_the_model_is_left_as_it_was(problem):
     model, x, y = problem
     norm = nn.BatchNorm1d(3, dtype=DOUBLE)

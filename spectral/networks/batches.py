@@ -87,9 +87,21 @@ def is_finite(batch: Any) -> bool:
 
 
 def fingerprint(batch: Any) -> str:
-    """A hash of every entry of a batch's tensors and of its numbers and words."""
-    rest = [f"{place}: {leaf}" for place, leaf in leaves(batch) if isinstance(leaf, bool | int | float | str)]
-    return "; ".join([checksum_of(*tensors(batch)), *rest])
+    """A hash of every entry of a batch's tensors and of all else in it that has a value."""
+    others = ((place, leaf) for place, leaf in leaves(batch) if leaf is not None and not isinstance(leaf, torch.Tensor))
+    return "; ".join(
+        [checksum_of(*tensors(batch)), *(f"{place}: {text}" for place, leaf in others if (text := _text(leaf)))]
+    )
+
+
+def _text(leaf: Any) -> str:
+    """The value of what is no tensor; nothing of what is shown by its address."""
+    if isinstance(leaf, bool | int | float | str):
+        return str(leaf)
+    if isinstance(leaf, set | frozenset):  # in no order
+        leaf = sorted(map(repr, leaf))
+    text = repr(leaf.tolist() if isinstance(leaf, np.ndarray) else leaf)
+    return "" if " at 0x" in text else text
 
 
 def part(t: torch.Tensor, start: int, stop: int) -> torch.Tensor:

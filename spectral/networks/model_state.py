@@ -124,6 +124,8 @@ def read(thing: Any) -> Any:
         }
     if isinstance(thing, FunctionType):
         return _read_by_function(thing)
+    if isinstance(thing, property | staticmethod | classmethod):
+        return {"func": thing.fget if isinstance(thing, property) else thing.__func__}
     if isinstance(thing, type):
         kinds = [
             kind for kind in thing.__mro__ if not _installed(getattr(sys.modules.get(kind.__module__), "__file__", ""))
@@ -218,7 +220,9 @@ def _before_calls(part: Any, of_module: bool) -> Any:
         return part if inner is part.__func__ else type(part)(inner)
     if hasattr(part, "cache_info") and hasattr(part, "__wrapped__"):
         return part.__wrapped__
-    if type(part) in CONTAINERS and any(not isinstance(t, nn.Parameter) for t in tensors([part])):
+    if type(part) in CONTAINERS and any(
+        isinstance(thing, torch.Tensor) and not isinstance(thing, nn.Parameter) for thing in walk([part])
+    ):
         empty = part.copy()
         empty.clear()
         return empty
