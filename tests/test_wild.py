@@ -6,8 +6,9 @@ import math
 import pickle
 import threading
 import warnings
+import weakref
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -417,6 +418,120 @@ def test_parameter_that_a_call_reads_from_the_one_before_is_told(problem, where,
     own = list(model.parameters())
     right = rows(forward(model, [x]), own) if kind is Jacobian else second(lambda: CE(forward(model, [x]), y), own)
     assert agrees(kind(model, *given, cut(x, y), forward=forward), right, 1e-8)
+
+
+MEMO: dict = {}
+WEAK = weakref.WeakKeyDictionary()
+
+
+class Memo:
+    def __init__(self):
+        self.values = {}
+
+
+OBJECT = Memo()
+
+
+def kept_in(values, key, make):
+    if key not in values:
+        values[key] = make()
+    return values[key]
+
+
+class Memoised(nn.Module):
+    """A product of a parameter is made once, where the layer is used too; what keeps it lies outside of the model."""
+
+    classes: ClassVar[dict] = {}
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 3), kind
+
+    @functools.lru_cache  # noqa: B019
+    def cached(self):
+        return self.made()
+
+    def made(self):
+        return self.layer.weight @ self.layer.weight.T
+
+    def forward(self, x):
+        ways = {
+            "functools": self.cached,
+            "function": lambda: of_function(self),
+            "closure": lambda: of_closure(self),
+            "dict": lambda: kept_in(MEMO, "weight", self.made),
+            "class": lambda: kept_in(self.classes, len(x), self.made),
+            "weak": lambda: kept_in(WEAK, self, self.made),
+            "object": lambda: kept_in(OBJECT.values, id(self), self.made),
+            "none": self.made,
+        }
+        return self.layer(torch.tanh(x @ ways[self.kind]()))
+
+
+@functools.lru_cache
+def of_function(model):
+    return model.made()
+
+
+def in_a_closure(function):
+    values: dict = {}
+
+    def of(model):
+        return kept_in(values, model, lambda: function(model))
+
+    return of
+
+
+of_closure = in_a_closure(Memoised.made)
+
+
+@pytest.mark.parametrize("kind", ["functools", "function", "closure", "dict", "class", "weak", "object"])
+@pytest.mark.parametrize("matrix", [Jacobian, Hessian])
+def test_what_is_kept_of_a_call_outside_of_the_model_is_told(problem, kind, matrix):
+    """Its part of the parameter's columns was 0 without a word; without what is kept they are those of a first call."""
+    (_, x, y), given = problem, () if matrix is Jacobian else (CE,)
+    model = Memoised(kind).to(DOUBLE)
+    with pytest.raises(
+        ValueError, match=r"made of the parameters in one call is kept .* outside of|cache of .*; empty the cache"
+    ):
+        matrix(model, *given, cut(x, y))
+
+    def forward(model, batch):
+        for values in (MEMO, WEAK, OBJECT.values, Memoised.classes):
+            values.clear()
+        Memoised.cached.cache_clear(), of_function.cache_clear()
+        return model(batch[0])
+
+    if kind != "closure":
+        own, plain = list(model.parameters()), Memoised("none").to(DOUBLE)
+        plain.layer = model.layer
+        right = rows(plain(x), own) if matrix is Jacobian else second(lambda: CE(plain(x), y), own)
+        assert agrees(matrix(model, *given, cut(x, y), forward=forward), right, 1e-8)
+
+
+TABLE = {"shift": torch.ones(3, dtype=DOUBLE)}
+SHIFTS = [torch.ones(3, dtype=DOUBLE)]
+
+
+class Reading(nn.Module):
+    """What is kept of the sizes of a batch, and constants in containers, are no memory of the parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    @functools.lru_cache  # noqa: B019
+    def places(self, n):
+        return torch.arange(3, dtype=DOUBLE).expand(n, 3)
+
+    def forward(self, x):
+        return sum(SHIFTS, self.layer(x + self.places(len(x)) * TABLE["shift"])).tanh()
+
+
+def test_constants_that_are_kept_are_no_memory(problem):
+    model, x = Reading().to(DOUBLE), problem[1]
+    assert agrees(Jacobian(model, cut(x, problem[2])), rows(model(x), list(model.parameters())))
+    assert TABLE.keys() == {"shift"} and len(SHIFTS) == 1
 
 
 class Swapped(nn.Module):

@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import sysconfig
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from spectral.threads import Shared, instead
 
 # not their subclasses, which may refuse to be filled again
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 PLAIN_TYPES = set(PLAIN)
 # where code lies that nobody changes while a program runs
@@ -155,6 +157,32 @@ def _read_by_function(function: FunctionType) -> dict[Any, Any]:
 def modules_read(things: Iterable[Any]) -> list[nn.Module]:
     """All modules that these things read."""
     return [thing for thing in walk(things, read) if isinstance(thing, nn.Module)]
+
+
+def memos(roots: Iterable[Any], reads: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """What the functions that are read keep of their calls outside of the roots, which are put back: caches of functools, and
+    containers with tensors in globals, closures and classes, dictionaries in objects; each with what it is called."""
+    things = list(walk(reads, _remembered))
+    own = {id(thing) for thing in walk((*roots, *(thing for thing in things if isinstance(thing, nn.Module))))}
+    for thing in things:
+        if isinstance(thing, functools._lru_cache_wrapper) and thing.cache_info().currsize:
+            yield f"the cache of {thing.__wrapped__.__qualname__}", thing
+        elif id(thing) not in own and tensors([list(thing.values()) if isinstance(thing, WEAK) else _contained(thing)]):
+            yield f"a {type(thing).__name__} outside of the model", thing
+
+
+def _contained(thing: Any) -> Any:
+    return thing if type(thing) in CONTAINERS else ()
+
+
+def _remembered(thing: Any) -> tuple[Any, ...]:
+    """What a thing may read, with the dictionaries of an object and the class of it."""
+    parts = read(thing) or ()
+    held = getattr(thing, "__dict__", None)
+    inside = held.values() if isinstance(held, dict) and not isinstance(thing, type | ModuleType | FunctionType) else ()
+    kind = () if isinstance(thing, type) else (type(thing),)
+    values = parts.values() if isinstance(parts, Mapping) else parts
+    return (*values, *(part for part in inside if isinstance(part, dict)), *kind)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
-from spectral.networks.model_state import Snapshot
+from spectral.networks.model_state import Snapshot, memos
 from spectral.networks.output_curvature import loss_of_heads
 from spectral.networks.survey import of_all_ranks, survey
 from spectral.networks.trees import repacked
@@ -113,6 +114,7 @@ def _inspected(
                 _check_random(network, batch, function(batch), facts.value)
             if not unchanged:
                 _check_memory(network, batch, function(batch), facts)
+            _check_memos(network, batch, function(batch))
             if network.statistics == "population":
                 check_coupling(network, batch, z)
     return facts
@@ -316,16 +318,51 @@ def _check_memory(network: DataModel, batch: Any, function: Function, facts: Gra
         lost = [i for i, reached in enumerate(facts.reached) if reached and not again.reached[i]]
         if not lost:
             return
-        name = network.names[lost[0]] if network.wrt == "params" else "the variable"
         raise ValueError(
-            f"what the model has made of {name} in one call is kept and read in the next (a cache), without its derivative; "
-            "empty the cache in forward=, or let the model keep nothing."
+            _kept("the model", network.names[lost[0]] if network.wrt == "params" else "the variable", "a cache")
         )
     culprit = _first_difference(network, run, run, value.dtype) or "the model"
     raise ValueError(
         f"two forward passes of one batch differ: {culprit} keeps something from one call to the next (a hidden state, a "
         "counter, a generator), so that its outputs are no function of the parameters; let forward= begin from one state."
     )
+
+
+def _kept(who: str, what: str, where: str) -> str:
+    return (
+        f"what {who} has made of {what} in one call is kept and read in the next ({where}), without its derivative; empty the "
+        "cache in forward=, or let the model keep nothing."
+    )
+
+
+def _check_memos(network: DataModel, batch: Any, function: Function) -> None:
+    """Refuse what is kept outside of the model and hides that the variable has changed: at other values it is emptied, and the
+    outputs must stay. What a call does not fill again is no memory of calls. A model without any pays nothing."""
+
+    def moved(sign: float) -> torch.Tensor:
+        step = sign * 0.1
+        values = (
+            p.detach() + step * (p.detach().abs() + p.detach().abs().mean() + 0.01) for p in network.primals(batch)
+        )
+        with torch.no_grad():
+            return function(*values).detach()
+
+    for name, memo in list(memos(network.roots, network.reads)):
+        cached = not hasattr(memo, "clear")
+        moved(-1)  # whose tensors have then given their addresses, which are keys of some, to the next ones
+        value = moved(1)
+        before, empty = (None, memo.cache_clear) if cached else (memo.copy(), memo.clear)
+        empty()
+        try:
+            other = moved(1)
+        except Exception:  # of the user's code, without what it expects there
+            other = value
+        filled = memo.cache_info().currsize if cached else len(memo)
+        empty()
+        if before is not None:
+            memo.extend(before) if isinstance(memo, list | deque) else memo.update(before)
+        if filled and _differ(value, other, value.dtype):
+            raise ValueError(_kept("the model", "the parameters" if network.wrt == "params" else "the variable", name))
 
 
 def check_coupling(network: DataModel, batch: Any, z: torch.Tensor) -> None:
