@@ -534,6 +534,61 @@ def test_constants_that_are_kept_are_no_memory(problem):
     assert TABLE.keys() == {"shift"} and len(SHIFTS) == 1
 
 
+@pytest.fixture
+def unruled():
+    """An operation of torch.library that has values and no rule for its derivative."""
+    library = torch.library.Library("spectral_tests", "FRAGMENT")
+    library.define("square(Tensor x) -> Tensor")
+    library.impl("square", lambda x: torch.from_numpy(x.detach().numpy() ** 2), "CPU")
+    yield torch.ops.spectral_tests.square
+    library._destroy()
+
+
+class Unruled(nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.layer, self.operation = nn.Linear(3, 3), operation
+
+    def forward(self, x):
+        return (z := self.layer(x)) + self.operation(z)
+
+
+@pytest.mark.parametrize("wrt", ["params", "inputs"])
+def test_operation_without_a_rule_for_its_derivative_is_told(problem, unruled, wrt):
+    """torch warns and goes on without that part: the columns were those of the other summand."""
+    with pytest.raises(ValueError, match=r"has no rule for its derivative.*register_autograd"):
+        Jacobian(Unruled(unruled).to(DOUBLE), cut(*problem[1:]), wrt=wrt)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_matrix_is_of_the_autocast_that_it_was_built_in(problem, coarse):
+    """Whatever is on at a product, kept programs or none; at another one torch refused products of two dtypes."""
+    model, x, y = problem
+    model, data = copy.deepcopy(model).float(), cut(x.float(), y)
+
+    def context(on):
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=on)
+
+    with context(coarse):
+        H = Hessian(model, CE, data)
+        v = torch.ones(H.shape[1])
+        right = H @ v
+    with context(not coarse):
+        other = Hessian(model, CE, data)
+        assert all(torch.allclose(H @ v, right, rtol=1e-6, atol=1e-7) for _ in range(20))
+        assert not torch.allclose(other @ v, right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimate", [spectral.slq, spectral.exact, lambda A: spectral.top(A, 1), spectral.trace])
+def test_estimators_inside_of_autocast_are_refused(estimate):
+    A = spectral.as_operator(torch.diag(torch.arange(1.0, 9)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match=r"torch.autocast is on, .* inside torch.autocast\('cpu', enabled=False\)"):
+            estimate(A)
+        with torch.autocast("cpu", enabled=False):
+            assert float(spectral.exact(A).moment(1)) == pytest.approx(4.5)
+
+
 class Swapped(nn.Module):
     """Puts another module with its weights in a module's place where inputs are small, as BigBird does."""
 

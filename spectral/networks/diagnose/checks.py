@@ -206,6 +206,11 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
             f"the parameter {name} is read by a reference from before and not from the model (a tensor that a function or a list "
             f"captured), so that no other value can stand in for it; read it inside, as model.get_parameter({name!r})."
         )
+    if facts.ruleless:
+        raise ValueError(
+            "an operation of the model or the loss has no rule for its derivative, so that nothing passes through it (one of "
+            "torch.library without register_autograd, a quantised module); give it one, or put another in its place."
+        )
     if all(facts.reached):
         return
     primals = network.primals(batch)
