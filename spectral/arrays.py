@@ -397,6 +397,22 @@ def hold_default_device() -> None:
         raise ValueError("torch's default device is meta, whose tensors hold no numbers; leave it, and call again.")
 
 
+def autocast_of(device: torch.device) -> tuple[str, bool, torch.dtype]:
+    """What torch.autocast is asked for here: (kind of device, whether it is on, its dtype)."""
+    kind = device.type
+    return kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+
+def hold_autocast(device: torch.device, dtype: torch.dtype) -> None:
+    """One sentence where torch.autocast would round what estimators do with vectors of this dtype."""
+    kind, on, coarse = autocast_of(device)
+    if on and dtype != torch.float64:
+        raise ValueError(
+            f"torch.autocast is on, which would round the dots of estimators to {coarse}; call them outside of it, or inside "
+            f"torch.autocast({kind!r}, enabled=False): an operator over data keeps the precision that it was built in."
+        )
+
+
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Bytes of each memory in which they lie, by its address; a tensor inside a transform of torch.func goes by its id."""
     found = {}

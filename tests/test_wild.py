@@ -6,6 +6,7 @@ import math
 import pickle
 import threading
 import warnings
+import weakref
 from types import SimpleNamespace
 from typing import ClassVar, NamedTuple
 
@@ -471,10 +472,177 @@ def test_what_an_earlier_call_has_made_of_a_parameter_is_told_wherever_it_is_kep
     model = kind()
     with torch.no_grad():
         model(x)
-    with pytest.raises(ValueError, match=r"an earlier call has made of the parameters and kept \(.*(weight|own|made)"):
+    with pytest.raises(ValueError, match=r"made of the parameters in one call is kept .*\(.*(weight|own|made)"):
         Jacobian(model, cut(x, y))
     plain = Memo()
     assert agrees(Jacobian(plain, cut(x, y)), rows(plain(x), list(plain.parameters())))
+
+
+MEMO: dict = {}
+WEAK = weakref.WeakKeyDictionary()
+
+
+class Holder:
+    def __init__(self):
+        self.values = {}
+
+
+OBJECT = Holder()
+
+
+def kept_in(values, key, make):
+    if key not in values:
+        values[key] = make()
+    return values[key]
+
+
+class Memoised(nn.Module):
+    """A product of a parameter is made once, where the layer is used too; what keeps it lies outside of the model."""
+
+    classes: ClassVar[dict] = {}
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 3), kind
+
+    @functools.lru_cache  # noqa: B019
+    def cached(self):
+        return self.made()
+
+    def made(self):
+        return self.layer.weight @ self.layer.weight.T
+
+    def forward(self, x):
+        ways = {
+            "functools": self.cached,
+            "function": lambda: of_function(self),
+            "closure": lambda: of_closure(self),
+            "dict": lambda: kept_in(MEMO, "weight", self.made),
+            "class": lambda: kept_in(self.classes, len(x), self.made),
+            "weak": lambda: kept_in(WEAK, self, self.made),
+            "object": lambda: kept_in(OBJECT.values, id(self), self.made),
+            "none": self.made,
+        }
+        return self.layer(torch.tanh(x @ ways[self.kind]()))
+
+
+@functools.lru_cache
+def of_function(model):
+    return model.made()
+
+
+def in_a_closure(function):
+    values: dict = {}
+
+    def of(model):
+        return kept_in(values, model, lambda: function(model))
+
+    return of
+
+
+of_closure = in_a_closure(Memoised.made)
+
+
+@pytest.mark.parametrize("kind", ["functools", "function", "closure", "dict", "class", "weak", "object"])
+@pytest.mark.parametrize("matrix", [Jacobian, Hessian])
+def test_what_is_kept_of_a_call_outside_of_the_model_is_told(problem, kind, matrix):
+    """Its part of the parameter's columns was 0 without a word; without what is kept they are those of a first call."""
+    (_, x, y), given = problem, () if matrix is Jacobian else (CE,)
+    model = Memoised(kind).to(DOUBLE)
+    with pytest.raises(ValueError, match=r"made of the parameters in one call is kept .*; empty the cache"):
+        matrix(model, *given, cut(x, y))
+
+    def forward(model, batch):
+        for values in (MEMO, WEAK, OBJECT.values, Memoised.classes):
+            values.clear()
+        Memoised.cached.cache_clear(), of_function.cache_clear()
+        return model(batch[0])
+
+    if kind != "closure":
+        own, plain = list(model.parameters()), Memoised("none").to(DOUBLE)
+        plain.layer = model.layer
+        right = rows(plain(x), own) if matrix is Jacobian else second(lambda: CE(plain(x), y), own)
+        assert agrees(matrix(model, *given, cut(x, y), forward=forward), right, 1e-8)
+
+
+TABLE = {"shift": torch.ones(3, dtype=DOUBLE)}
+SHIFTS = [torch.ones(3, dtype=DOUBLE)]
+
+
+class Reading(nn.Module):
+    """What is kept of the sizes of a batch, and constants in containers, are no memory of the parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    @functools.lru_cache  # noqa: B019
+    def places(self, n):
+        return torch.arange(3, dtype=DOUBLE).expand(n, 3)
+
+    def forward(self, x):
+        return sum(SHIFTS, self.layer(x + self.places(len(x)) * TABLE["shift"])).tanh()
+
+
+def test_constants_that_are_kept_are_no_memory(problem):
+    model, x = Reading().to(DOUBLE), problem[1]
+    assert agrees(Jacobian(model, cut(x, problem[2])), rows(model(x), list(model.parameters())))
+    assert TABLE.keys() == {"shift"} and len(SHIFTS) == 1
+
+
+@pytest.fixture
+def unruled():
+    """An operation of torch.library that has values and no rule for its derivative."""
+    library = torch.library.Library("spectral_tests", "FRAGMENT")
+    library.define("square(Tensor x) -> Tensor")
+    library.impl("square", lambda x: torch.from_numpy(x.detach().numpy() ** 2), "CPU")
+    yield torch.ops.spectral_tests.square
+    library._destroy()
+
+
+class Unruled(nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.layer, self.operation = nn.Linear(3, 3), operation
+
+    def forward(self, x):
+        return (z := self.layer(x)) + self.operation(z)
+
+
+@pytest.mark.parametrize("wrt", ["params", "inputs"])
+def test_operation_without_a_rule_for_its_derivative_is_told(problem, unruled, wrt):
+    """torch warns and goes on without that part: the columns were those of the other summand."""
+    with pytest.raises(ValueError, match=r"has no rule for its derivative.*register_autograd"):
+        Jacobian(Unruled(unruled).to(DOUBLE), cut(*problem[1:]), wrt=wrt)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_matrix_is_of_the_autocast_that_it_was_built_in(problem, coarse):
+    """Whatever is on at a product, kept programs or none; at another one torch refused products of two dtypes."""
+    model, x, y = problem
+    model, data = copy.deepcopy(model).float(), cut(x.float(), y)
+
+    def context(on):
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=on)
+
+    with context(coarse):
+        H = Hessian(model, CE, data)
+        v = torch.ones(H.shape[1])
+        right = H @ v
+    with context(not coarse):
+        other = Hessian(model, CE, data)
+        assert all(torch.allclose(H @ v, right, rtol=1e-6, atol=1e-7) for _ in range(20))
+        assert not torch.allclose(other @ v, right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimate", [spectral.slq, spectral.exact, lambda A: spectral.top(A, 1), spectral.trace])
+def test_estimators_inside_of_autocast_are_refused(estimate):
+    A = spectral.as_operator(torch.diag(torch.arange(1.0, 9)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match=r"torch.autocast is on, .* inside torch.autocast\('cpu', enabled=False\)"):
+            estimate(A)
+        with torch.autocast("cpu", enabled=False):
+            assert float(spectral.exact(A).moment(1)) == pytest.approx(4.5)
 
 
 class Swapped(nn.Module):

@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -148,6 +148,7 @@ class DataModel:
             self.state = random_state(data)
             self._set_dtype(model)
             set_random_state(data, before)
+        self.autocast = arrays.autocast_of(self.device)  # in which the matrix is built, and multiplied wherever that is
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
         self.draws = True  # whether reading the data or running the model draws from a global generator
         self.first: Any = None  # `FirstBatch`, until it has been inspected
@@ -268,10 +269,16 @@ class DataModel:
         return self._with(data=data, state=random_state(data), preflight=products.preflight, **dtypes, **unseen)
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
+    def _in_autocast(self) -> AbstractContextManager[Any]:
+        kind, on, dtype = self.autocast
+        if self.autocast == arrays.autocast_of(self.device):
+            return nullcontext()
+        return torch.autocast(kind, dtype=dtype, enabled=on)
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The model in eval mode, to be run outside a sweep; it and every random state are as before afterwards."""
-        with threads.alone(self.model.modules()), threads.RANDOM:
+        with threads.alone(self.model.modules()), threads.RANDOM, self._in_autocast():
             before = random_state(self.data)
             outer = self._opened
             try:
@@ -309,7 +316,7 @@ class DataModel:
             raise RuntimeError(
                 "torch.inference_mode() records no derivatives; leave it for spectral (torch.no_grad() is fine)."
             )
-        with threads.alone(self.model.modules()), ExitStack() as stack:
+        with threads.alone(self.model.modules()), self._in_autocast(), ExitStack() as stack:
             if self.draws:
                 stack.enter_context(threads.RANDOM)
                 stack.callback(set_random_state, self.data, random_state(self.data))

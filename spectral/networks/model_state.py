@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import sysconfig
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ from spectral.threads import Shared, instead
 
 # not their subclasses, which may refuse to be filled again
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 PLAIN_TYPES = set(PLAIN)
 # what every module has among its attributes
@@ -175,9 +177,7 @@ def between_calls(roots: Iterable[Any]) -> list[Kept]:
     """Functions under functools.cache, containers with tensors, and tensors among the attributes of modules."""
     found: dict[tuple[int, Any], Kept] = {}
     for thing in walk(roots, _read_with_class):
-        if not isinstance(thing, nn.Module | FunctionType | type):
-            continue
-        for key, part in (read(thing) or {}).items():
+        for key, part in _kept_by(thing).items():
             name, holder, place = str(key), vars(thing), key
             if isinstance(thing, FunctionType):
                 name, holder, place = _where(thing, key)
@@ -193,6 +193,16 @@ def between_calls(roots: Iterable[Any]) -> list[Kept]:
             if empty() is not part:
                 found[id(holder), place] = Kept(name, holder, place, empty)
     return list(found.values())
+
+
+def _kept_by(thing: Any) -> Mapping[Any, Any]:
+    """What it reads of its own; of any other object the containers among its attributes."""
+    if isinstance(thing, nn.Module | FunctionType | type):
+        return read(thing) or {}
+    held = getattr(thing, "__dict__", None)
+    if not isinstance(held, dict) or isinstance(thing, ModuleType):
+        return {}
+    return {key: part for key, part in held.items() if isinstance(part, (*CONTAINERS, *WEAK))}
 
 
 def _read_with_class(thing: Any) -> Any:
@@ -220,12 +230,12 @@ def _before_calls(part: Any, of_module: bool) -> Any:
         return part if inner is part.__func__ else type(part)(inner)
     if hasattr(part, "cache_info") and hasattr(part, "__wrapped__"):
         return part.__wrapped__
-    if type(part) in CONTAINERS and any(
-        isinstance(thing, torch.Tensor) and not isinstance(thing, nn.Parameter) for thing in walk([part])
-    ):
-        empty = part.copy()
-        empty.clear()
-        return empty
+    if type(part) in CONTAINERS + WEAK:
+        inside = walk([list(part.values()) if type(part) in WEAK else part])
+        if any(isinstance(thing, torch.Tensor) and not isinstance(thing, nn.Parameter) for thing in inside):
+            empty = part.copy()
+            empty.clear()
+            return empty
     if isinstance(part, tuple) and part:  # the defaults of a function
         new = tuple(_before_calls(one, False) for one in part)
         return part if all(a is b for a, b in zip(part, new, strict=True)) else new

@@ -242,6 +242,7 @@ def as_operator(A: Any) -> Operator:
     """
     arrays.hold_default_device()
     if isinstance(A, Operator):
+        arrays.hold_autocast(A.device, A.dtype)
         return A
     unknown = isinstance(A, torch.Tensor) and (
         A.is_meta

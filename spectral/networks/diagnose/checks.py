@@ -205,6 +205,11 @@ def _check_reach(network: DataModel, batch: Any, function: Function, facts: Grap
             f"the parameter {name} is read by a reference from before and not from the model (a tensor that a function or a list "
             f"captured), so that no other value can stand in for it; read it inside, as model.get_parameter({name!r})."
         )
+    if facts.ruleless:
+        raise ValueError(
+            "an operation of the model or the loss has no rule for its derivative, so that nothing passes through it (one of "
+            "torch.library without register_autograd, a quantised module); give it one, or put another in its place."
+        )
     if all(facts.reached):
         return
     primals = network.primals(batch)
@@ -265,10 +270,7 @@ def _check_kept(network: DataModel, batch: Any, function: Function, value: torch
         return
     for name in dict.fromkeys(place.name for place in places):
         if cached([place for place in places if place.name == name]):
-            raise ValueError(
-                f"the outputs read what an earlier call has made of the parameters and kept ({name}), without its derivative; "
-                "empty that cache in forward=, or let the model keep nothing (no functools.cache)."
-            )
+            raise ValueError(_kept("the parameters" if network.wrt == "params" else "the variable", name))
 
 
 def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) -> None:
@@ -352,15 +354,18 @@ def _check_memory(network: DataModel, batch: Any, function: Function, facts: Gra
         lost = [i for i, reached in enumerate(facts.reached) if reached and not again.reached[i]]
         if not lost:
             return
-        name = network.names[lost[0]] if network.wrt == "params" else "the variable"
-        raise ValueError(
-            f"what the model has made of {name} in one call is kept and read in the next (a cache), without its derivative; "
-            "empty the cache in forward=, or let the model keep nothing."
-        )
+        raise ValueError(_kept(network.names[lost[0]] if network.wrt == "params" else "the variable", "a cache"))
     culprit = _first_difference(network, run, run, value.dtype) or "the model"
     raise ValueError(
         f"two forward passes of one batch differ: {culprit} keeps something from one call to the next (a hidden state, a "
         "counter, a generator), so that its outputs are no function of the parameters; let forward= begin from one state."
+    )
+
+
+def _kept(what: str, where: str) -> str:
+    return (
+        f"what the model has made of {what} in one call is kept and read in the next ({where}), without its derivative; empty "
+        "the cache in forward=, or let the model keep nothing."
     )
 
 

@@ -26,6 +26,7 @@ class GraphFacts:
     dtype: torch.dtype
     reached: tuple[bool, ...]
     strangers: tuple[int, ...] = ()
+    ruleless: bool = False  # whether an operation without a rule for its derivative lies on the way
 
 
 class Made(DispatchMode):
@@ -81,7 +82,8 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         size = sum(bytes for address, bytes in arrays.storages(parts).items() if address not in own)
     kinds.add(z.dtype)  # a cast keeps nothing, here and on the way
     read: dict[Any, set[int]] = {}
-    for node in nodes([z, *below]):
+    graph = nodes([z, *below])
+    for node in graph:
         for above, place in node.next_functions:
             if above is not None:
                 read.setdefault(above, set()).add(place)
@@ -94,6 +96,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         max((kind for kind in kinds if kind.is_floating_point), key=arrays.machine_epsilon),
         tuple(id(leaf) in ends for leaf in leaves),
         tuple(i for i, other in enumerate(others) if id(other) in ends),
+        any(node.name() == "torch::autograd::WarnNotImplemented" for node in graph),
     )
 
 
