@@ -214,7 +214,8 @@ def _before_calls(part: Any, of_module: bool) -> Any:
         return part if inner is part.__func__ else type(part)(inner)
     if hasattr(part, "cache_info") and hasattr(part, "__wrapped__"):
         return part.__wrapped__
-    if type(part) in CONTAINERS and any(isinstance(thing, torch.Tensor) for thing in walk([part])):
+    held = [thing for thing in walk([part]) if isinstance(thing, torch.Tensor)] if type(part) in CONTAINERS else []
+    if held and not any(isinstance(thing, nn.Parameter) for thing in held):  # as LSTM lists its own
         empty = part.copy()
         empty.clear()
         return empty
