@@ -126,6 +126,25 @@ def test_shuffling_workers_give_one_order(persistent):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("built", ["before", "inside"])
+def test_a_pass_of_yours_goes_on_whatever_is_multiplied_in_it(built):
+    """torch has one iterator for a loader whose workers persist: a product left it at its end, and the epoch with it."""
+    model = ByName().double()
+    loader = DataLoader(TensorDataset(X, Y), batch_size=2, num_workers=1, persistent_workers=True, shuffle=True)
+    right, v = spectral.Hessian(model, nn.CrossEntropyLoss(), [(X, Y)]), torch.randn(31, dtype=DOUBLE)
+    H = spectral.Hessian(model, nn.CrossEntropyLoss(), loader) if built == "before" else None
+    seen, before = [], torch.get_rng_state()
+    for i, (x, _) in enumerate(loader):
+        drawn = torch.get_rng_state()
+        seen.append(x)
+        if i < 2:
+            H = H or spectral.Hessian(model, nn.CrossEntropyLoss(), loader)
+            assert torch.allclose(H @ v, right @ v, atol=1e-12) and torch.equal(torch.get_rng_state(), drawn)
+    assert not torch.equal(before, drawn)
+    assert torch.equal(torch.cat(seen).sort(0)[0], X.sort(0)[0])
+    assert torch.allclose(H @ v, right @ v, atol=1e-12)
+
+
 @pytest.mark.parametrize("preflight", [True, False])
 @pytest.mark.parametrize("copies", [False, True])
 def test_batches_of_one_buffer_are_told_or_copied(preflight, copies):

@@ -5,6 +5,7 @@ Legend: B samples in a batch. An entry belongs to the samples if its first axis 
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,34 @@ def check_data(data: Any) -> None:
 def warm_up(data: Any) -> None:
     """Start the workers that persist: their first pass draws one random number more than the later ones do."""
     if isinstance(data, DataLoader) and data.persistent_workers and data._iterator is None:
+        iter(data)
+
+
+def _halfway(data: Any) -> bool:
+    """Whether a pass over a loader whose workers persist has begun and not ended."""
+    if not (isinstance(data, DataLoader) and data.persistent_workers and data._iterator is not None):
+        return False
+    it: Any = data._iterator
+    return it._num_yielded > 0 and it._rcvd_idx < it._send_idx
+
+
+def apart(data: Any) -> Any:
+    """The data, or a loader of them with workers of its own where somebody is in the middle of a pass.
+
+    torch has one iterator for a loader whose workers persist, which a sweep would leave at its end: the other pass would end.
+    """
+    if not _halfway(data):
+        return data
+    own, before = copy.copy(data), random_state(data)
+    vars(own)["_iterator"] = None
+    warm_up(own)
+    set_random_state(data, before)
+    return own
+
+
+def rewind(data: Any) -> None:
+    """After a pass of ours that may have stopped early, so that nobody takes it for one that goes on."""
+    if _halfway(data):
         iter(data)
 
 

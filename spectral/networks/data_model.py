@@ -33,10 +33,12 @@ from spectral.networks import activations, checkpointing, model_state
 from spectral.networks.batches import (
     LABEL_KEYS,
     Samples,
+    apart,
     check_data,
     fingerprint,
     placed,
     random_state,
+    rewind,
     set_random_state,
     warm_up,
 )
@@ -143,10 +145,12 @@ class DataModel:
         self.reads = (*self.roots, *given)  # what the matrix depends on, with all that is read from there
         with threads.alone(model.modules()), threads.RANDOM:
             self.names = list(select_parameters(model, params)) if wrt == "params" else []
+            self.data = data = apart(data)
             before = random_state(data)
             warm_up(data)
             self.state = random_state(data)
             self._set_dtype(model)
+            rewind(data)
             set_random_state(data, before)
         self.autocast = arrays.autocast_of(self.device)  # in which the matrix is built, and multiplied wherever that is
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
@@ -229,11 +233,13 @@ class DataModel:
     def first_batch(self) -> Any:
         """The first batch that holds samples, as the data give it in every sweep; None if there is none."""
         with threads.RANDOM:
+            self.data = apart(self.data)
             before = random_state(self.data)
             set_random_state(self.data, self.state)
             here = torch.device("cpu")
             batches = (placed(batch, getattr(self, "device", here), lambda t: t) for batch in self.data)
             batch = next((b for b in batches if self.samples.first(b) is None or self.samples.size(b)), None)
+            rewind(self.data)
             set_random_state(self.data, before)
         return batch
 
@@ -317,6 +323,7 @@ class DataModel:
                 "torch.inference_mode() records no derivatives; leave it for spectral (torch.no_grad() is fine)."
             )
         with threads.alone(self.model.modules()), self._in_autocast(), ExitStack() as stack:
+            self.data = apart(self.data)
             if self.draws:
                 stack.enter_context(threads.RANDOM)
                 stack.callback(set_random_state, self.data, random_state(self.data))
@@ -333,6 +340,7 @@ class DataModel:
                     self.open()
                 yield self._batches(fingerprints)
             finally:
+                rewind(self.data)
                 stack.close()
                 self._stack, self._opened = outer
 
