@@ -177,6 +177,15 @@ def test_forward_argument_is_the_function():
     assert_is(spectral.Jacobian(model, batches, forward=forward), dense_jacobian(model, batches, forward))
 
 
+@pytest.mark.parametrize("glob", ["embed.weight", "head.weight", "head.*"])
+def test_a_tied_weight_goes_by_any_of_its_names(glob):
+    """Its later names matched nothing, as `lm_head.*` of many language models."""
+    model, batches = CASES["tied"].network(), [torch.randint(5, (2, 3))]
+    J = spectral.Jacobian(model, batches, params=[glob])
+    assert list(J.network.names) == ["embed.weight"]
+    assert close(J @ eye(15), dense_jacobian(model, batches, logits)[:, :15])
+
+
 def test_ragged_outputs_stack():
     model = CASES["tied"].network()
     batches = [torch.randint(5, (2, 3)), torch.randint(5, (1, 4))]

@@ -44,7 +44,7 @@ def select_parameters(model: nn.Module, params: Any) -> dict[str, nn.Parameter]:
     given = [params] if isinstance(params, torch.Tensor | nn.Module) else list(params)
     wanted: set[str] = set()
     for one in given:
-        wanted |= _names(named, one)
+        wanted |= _names(model, named, one)
     if not wanted:
         raise ValueError("params=[] names no parameter; leave it out for all that require a gradient.")
     return _differentiable({name: p for name, p in named.items() if name in wanted})
@@ -66,10 +66,12 @@ def _differentiable(chosen: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     return chosen
 
 
-def _names(named: dict[str, nn.Parameter], one: Any) -> set[str]:
-    """The names that a glob, a parameter or a module stands for."""
+def _names(model: nn.Module, named: dict[str, nn.Parameter], one: Any) -> set[str]:
+    """The names that a glob, a parameter or a module stands for; a glob may match any name of a tied weight."""
     if isinstance(one, str):
-        found = {name for name in named if fnmatch.fnmatchcase(name, one)}
+        every = model.named_parameters(remove_duplicate=False)
+        matched = {id(p) for name, p in every if fnmatch.fnmatchcase(name, one)}
+        found = {name for name, p in named.items() if id(p) in matched}
         if not found:
             raise ValueError(f"params: {one!r} matches no parameter; the names are {', '.join(list(named)[:12])}, ...")
         return found

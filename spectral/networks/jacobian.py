@@ -61,7 +61,7 @@ class Jacobian(SumOverBatches):
         For of="loss": as for `Hessian`; None is the model's own loss.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
-        gradient. Tied parameters count once.
+        gradient. Tied parameters count once, by any of their names.
     shared : list
         Keys or positions of a batch's entries that belong to no sample (weights, priors).
     statistics : str
