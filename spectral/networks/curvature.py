@@ -226,7 +226,7 @@ class Hessian(Curvature):
         Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
-        gradient. Tied parameters count once.
+        gradient. Tied parameters count once, by any of their names.
     forward : callable, optional
         (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
         `forward` requires, or with the fields of the mapping without its labels.
@@ -501,7 +501,7 @@ class GaussNewton(Curvature):
         Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
-        gradient. Tied parameters count once.
+        gradient. Tied parameters count once, by any of their names.
     forward : callable, optional
         (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
         `forward` requires, or with the fields of the mapping without its labels.

@@ -46,7 +46,7 @@ class Fisher(GaussNewton):
         Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
-        gradient. Tied parameters count once.
+        gradient. Tied parameters count once, by any of their names.
     forward : callable, optional
         (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
         `forward` requires, or with the fields of the mapping without its labels.
@@ -192,7 +192,7 @@ class EmpiricalFisher(GaussNewton):
         Not for parameters: "block-diagonal", every sample's variable by itself, or "summed", one change for all samples.
     params : list, optional
         The parameters to differentiate: name globs, parameters or modules in any mixture. By default those that require a
-        gradient. Tied parameters count once.
+        gradient. Tied parameters count once, by any of their names.
     forward : callable, optional
         (model, batch) -> output. By default the model is called with the tensor, with as many entries of the tuple as its
         `forward` requires, or with the fields of the mapping without its labels.
