@@ -8,7 +8,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -401,6 +401,15 @@ def autocast_of(device: torch.device) -> tuple[str, bool, torch.dtype]:
     """What torch.autocast is asked for here: (kind of device, whether it is on, its dtype)."""
     kind = device.type
     return kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+
+def without_autocast() -> ExitStack:
+    """As a context: none of it is on inside."""
+    stack = ExitStack()
+    for kind in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
 
 
 def hold_autocast(device: torch.device, dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from spectral import distributed, persist, plotting
+from spectral import arrays, distributed, persist, plotting
 from spectral.estimators.critical_sharpness import critical_sharpness
 from spectral.estimators.slq import slq
 from spectral.estimators.top import top
@@ -314,7 +314,9 @@ class Watcher:
 
     def _build(self) -> None:
         begun = self.clock()
-        self.operator = as_operator(self.make_operator())
+        made = self.make_operator()  # in the autocast of the training, if that is on, as the model is there
+        with arrays.without_autocast():
+            self.operator = as_operator(made)
         self._built = self.clock() - begun
         self._write("operator", seconds=self._built, operator=self.operator.describe())
 
@@ -332,7 +334,8 @@ class Watcher:
         A: Any = self.operator
         begun, products = self.clock(), A.products
         try:
-            estimates, complete, spectrum = self._measured(what, room)
+            with arrays.without_autocast():
+                estimates, complete, spectrum = self._measured(what, room)
         except (ValueError, RuntimeError, ArithmeticError) as problem:
             if what not in self._read_before:
                 raise

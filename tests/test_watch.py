@@ -173,6 +173,26 @@ def test_a_network_trains_to_the_same_bits_as_unwatched():
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True)) and torch.equal(drawn, also)
 
 
+@pytest.mark.parametrize("built", ["outside", "inside"])
+def test_a_training_in_autocast_is_watched(built):
+    """Estimators are refused in it, which ended the loop; the matrix is of the precision in which it was built."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 3), torch.randn(8, 3), torch.randint(3, (8,))
+    make, what = (
+        lambda: spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)]),
+        ("top", "trace", "critical_sharpness"),
+    )
+    watcher = Watcher(make, every=1, share=None, what=what)
+    if built == "outside":
+        watcher(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        readings = watcher(1)
+        A = make() if built == "inside" else None
+    due = float(spectral.top(A or make(), 1).values[0])
+    assert {r.what for r in readings} == set(what) and not watcher.skipped
+    assert float(readings[0].estimates["lambda_max"]) == pytest.approx(due, rel=1e-3)
+
+
 def test_readings_are_those_of_the_estimators_at_the_weights_of_then(tmp_path):
     model, x, y, loss = problem(batch_norm=False)
     data = [(x[:20], y[:20])]

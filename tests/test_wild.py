@@ -590,6 +590,63 @@ def test_constants_that_are_kept_are_no_memory(problem):
     assert TABLE.keys() == {"shift"} and len(SHIFTS) == 1
 
 
+class Pruned(nn.Module):
+    """A mask among the attributes, of weights that are 0 where it is: without it the outputs are the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.mask = torch.ones(3, 3, dtype=DOUBLE).tril()
+        with torch.no_grad():
+            self.layer.weight.mul_(self.mask)
+
+    def forward(self, x):
+        return F.linear(x, self.layer.weight if self.mask is None else self.layer.weight * self.mask)
+
+
+class Missing(Exception):
+    pass
+
+
+class Strict(nn.Module):
+    """What it keeps is needed, and its own exception says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 3), {"two": torch.tensor(2.0, dtype=DOUBLE)}
+
+    def forward(self, x):
+        if not self.scale:
+            raise Missing
+        return self.layer(x) * self.scale["two"]
+
+
+@pytest.mark.parametrize("kind", [Pruned, Strict])
+def test_what_no_call_fills_again_is_no_cache(problem, kind):
+    """Constants that are inert at these parameters were taken for caches, and a stranger's exception ended the build."""
+    model, (_, x, y) = kind().to(DOUBLE), problem
+    assert agrees(Jacobian(model, cut(x, y)), rows(model(x), list(model.parameters())))
+
+
+def test_penalties_from_where_training_began_are_no_caches(problem):
+    """L2-SP, elastic weight consolidation: the penalty is 0 there, with its anchors and without."""
+    model, x, y = problem
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def loss(z, batch):
+        away = sum((p - start[name]).square().sum() for name, p in model.named_parameters() if name in start)
+        return F.cross_entropy(z, batch[1], reduction="sum") + len(z) * away, len(z)
+
+    own = list(model.parameters())
+    right = second(
+        lambda: CE(model(x), y) + sum((p - start[n]).square().sum() for n, p in model.named_parameters()), own
+    )
+    try:
+        assert agrees(Hessian(model, loss, cut(x, y)), right, 1e-8)
+    except ValueError as told:  # a loss that reads what is differentiated may be refused, by the sentence that says so
+        assert "kept" not in str(told)
+
+
 @pytest.fixture
 def unruled():
     """An operation of torch.library that has values and no rule for its derivative."""

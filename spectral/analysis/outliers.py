@@ -254,8 +254,10 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor
     clear, perhaps = _clear(gaps, repelled) & empty, _clear(gaps, repelled | unknown)
     perhaps &= empty | _agreed(spectrum, gaps.upper)
     sure, count = (_widest(gaps, counts, flags) for flags in (clear, perhaps))
+    if spikes and (spikes[0] > sure or max(sure, count) == 0):
+        return spikes
     if sure >= count:
-        return spikes if spikes and not sure else (sure, sure, "")
+        return sure, sure, ""
     ratio = float(np.max(np.where(perhaps, gaps.upper / gaps.lower, 0.0)))
     doubt = (
         f"Whether the gap of {ratio:.3g} after {count} eigenvalues is chance depends on those below it, "

@@ -6,6 +6,7 @@ Legend: B samples in a batch. An entry belongs to the samples if its first axis 
 from __future__ import annotations
 
 import copy
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from spectral import arrays
 from spectral.checksum import checksum_of
 from spectral.networks.trees import Place, leaves, mapped, replaced, tensors
 
+SHOWN = 200  # characters of a value that stand in a fingerprint as they are
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 # what a parameter that takes no input is called
 TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
@@ -124,13 +126,17 @@ def fingerprint(batch: Any) -> str:
 
 
 def _text(leaf: Any) -> str:
-    """The value of what is no tensor; nothing of what is shown by its address."""
-    if isinstance(leaf, bool | int | float | str):
-        return str(leaf)
-    if isinstance(leaf, set | frozenset):  # in no order
-        leaf = sorted(map(repr, leaf))
-    text = repr(leaf.tolist() if isinstance(leaf, np.ndarray) else leaf)
-    return "" if " at 0x" in text else text
+    """The value of what is no tensor, a long one hashed; nothing of what is shown by its address, or not at all."""
+    try:
+        if isinstance(leaf, set | frozenset):  # in no order
+            leaf = sorted(map(repr, leaf))
+        shown = str if isinstance(leaf, bool | int | float | str) else repr
+        text = shown(leaf.tolist() if isinstance(leaf, np.ndarray) else leaf)
+    except Exception:  # of a class of the user's
+        return ""
+    if " at 0x" in text and not isinstance(leaf, str | bytes):
+        return ""
+    return text if len(text) <= SHOWN else hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def part(t: torch.Tensor, start: int, stop: int) -> torch.Tensor:

@@ -36,6 +36,7 @@ from spectral.threads import Shared, instead
 # not their subclasses, which may refuse to be filled again
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
+MEMORY = type(functools.cache(lambda: None))  # a function with what it has returned
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 PLAIN_TYPES = set(PLAIN)
 # what every module has among its attributes
@@ -187,22 +188,23 @@ def between_calls(roots: Iterable[Any]) -> list[Kept]:
                 continue
             if holder is None:
                 continue
-            of_module = isinstance(thing, nn.Module)
-            lazy = of_module and isinstance(getattr(type(thing), key, None), functools.cached_property)
-            empty = functools.partial(_before_calls, ABSENT if lazy else part, of_module)
+            lazy = isinstance(thing, nn.Module) and isinstance(
+                getattr(type(thing), key, None), functools.cached_property
+            )
+            empty = functools.partial(_before_calls, ABSENT if lazy else part)
             if empty() is not part:
                 found[id(holder), place] = Kept(name, holder, place, empty)
     return list(found.values())
 
 
 def _kept_by(thing: Any) -> Mapping[Any, Any]:
-    """What it reads of its own; of any other object the containers among its attributes."""
+    """What it reads of its own; of any other object the containers and tensors among its attributes."""
     if isinstance(thing, nn.Module | FunctionType | type):
         return read(thing) or {}
     held = getattr(thing, "__dict__", None)
     if not isinstance(held, dict) or isinstance(thing, ModuleType):
         return {}
-    return {key: part for key, part in held.items() if isinstance(part, (*CONTAINERS, *WEAK))}
+    return {key: part for key, part in held.items() if isinstance(part, (*CONTAINERS, *WEAK, torch.Tensor))}
 
 
 def _read_with_class(thing: Any) -> Any:
@@ -220,15 +222,15 @@ def _where(function: FunctionType, key: Any) -> tuple[str, Any, Any]:
     return f"a default of {function.__name__}", function if key == "defaults" else None, "__defaults__"
 
 
-def _before_calls(part: Any, of_module: bool) -> Any:
+def _before_calls(part: Any) -> Any:
     """What stands in the place of a thing before any call: the thing itself if calls leave nothing in it."""
     if isinstance(part, property) and part.fget is not None:
-        getter = _before_calls(part.fget, False)
+        getter = _before_calls(part.fget)
         return part if getter is part.fget else property(getter)
     if isinstance(part, staticmethod | classmethod):
-        inner = _before_calls(part.__func__, False)
+        inner = _before_calls(part.__func__)
         return part if inner is part.__func__ else type(part)(inner)
-    if hasattr(part, "cache_info") and hasattr(part, "__wrapped__"):
+    if isinstance(part, MEMORY):
         return part.__wrapped__
     if type(part) in CONTAINERS + WEAK:
         inside = walk([list(part.values()) if type(part) in WEAK else part])
@@ -237,25 +239,35 @@ def _before_calls(part: Any, of_module: bool) -> Any:
             empty.clear()
             return empty
     if isinstance(part, tuple) and part:  # the defaults of a function
-        new = tuple(_before_calls(one, False) for one in part)
+        new = tuple(_before_calls(one) for one in part)
         return part if all(a is b for a, b in zip(part, new, strict=True)) else new
-    return None if of_module and isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter) else part
+    return None if isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter) else part
+
+
+def _filled(empty: Any, now: Any) -> bool:
+    """Whether a call has left something where `empty` stood; of a function without its memory nobody can tell."""
+    if isinstance(empty, tuple) and isinstance(now, tuple):
+        return any(_filled(a, b) for a, b in zip(empty, now, strict=False))
+    if now is not empty:
+        return True
+    return len(empty) > 0 if type(empty) in CONTAINERS + WEAK else callable(empty) or hasattr(type(empty), "__get__")
 
 
 @contextmanager
-def emptied(places: Iterable[Kept]) -> Iterator[None]:
-    """Inside, each holder, a mapping or an object, has an empty thing under its key."""
+def emptied(places: Iterable[Kept]) -> Iterator[Callable[[], bool]]:
+    """Inside, each holder, a mapping or an object, has an empty thing under its key; yields whether one of them is filled."""
+    now: list[tuple[Any, Callable[[], Any]]] = []
     with ExitStack() as stack:
         for _, holder, key, empty in places:
-            other = empty()
-            own = (
-                holder[key] if isinstance(holder, dict) else (getattr(holder, "__dict__", None) or {}).get(key, ABSENT)
-            )
-            own = getattr(holder, key) if own is ABSENT else own
+            other, held = empty(), holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
+            # as it lies there: getattr would call a property, and unwrap a static method
+            own = held[key] if key in held else getattr(holder, key)
             put = holder.__setitem__ if isinstance(holder, dict) else functools.partial(setattr, holder)
             stack.callback(put, key, own)
             holder.pop(key) if other is ABSENT else put(key, other)
-        yield
+            found = functools.partial(held.get, key, ABSENT) if key in held or other is ABSENT else None
+            now.append((other, found or functools.partial(getattr, holder, key)))
+        yield lambda: any(_filled(other, found()) for other, found in now)
 
 
 @functools.cache

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,14 +50,11 @@ class Made(DispatchMode):
 def graph_facts(function: Function, primals: Tensors, others: Tensors = (), below: Tensors = ()) -> GraphFacts:
     """The facts of `function` at `primals`, from one forward pass; `below` is filled in it, where it cuts its graph in two."""
     leaves = tuple(p.detach().requires_grad_() for p in primals)
-    made: list[tuple[weakref.ref[torch.Tensor], bool]] = []
+    made: list[tuple[weakref.ref[torch.Tensor], bool]] = []  # (what is saved, whether it is computed of the leaves)
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         saved = t.detach()  # an output would hold its graph, which holds it
-        # a constant, such as a mask, is what it is, however coarse; a Function's own may be what it has computed
-        caller = inspect.currentframe().f_back  # type: ignore[union-attr]
-        by_function = caller is not None and caller.f_code is torch.autograd.Function.apply.__code__
-        made.append((weakref.ref(saved), t.requires_grad or by_function))
+        made.append((weakref.ref(saved), t.requires_grad))  # a constant, such as a mask, is what it is, however coarse
         return saved
 
     kinds = {p.dtype for p in primals}
@@ -87,6 +84,10 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
         for above, place in node.next_functions:
             if above is not None:
                 read.setdefault(above, set()).add(place)
+    for node in graph:  # what a Function keeps may be what it has computed, and requires no gradient
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            with suppress(RuntimeError):  # it was written to since, or given back
+                kinds |= {t.dtype for t in node.saved_tensors if t is not None and t.numel()}
     # of 8 bits no test would be left
     kinds |= {kind for node, places in read.items() for kind in dtypes_of(node, places) if kind.itemsize > 1}
     ends = {id(t) for t in reached_leaves([z, *below])}
