@@ -190,7 +190,7 @@ def test_a_training_in_autocast_is_watched(built):
         A = make() if built == "inside" else None
     due = float(spectral.top(A or make(), 1).values[0])
     assert {r.what for r in readings} == set(what) and not watcher.skipped
-    assert float(readings[0].estimates["lambda_max"]) == pytest.approx(due, rel=1e-3)
+    assert float(readings[0].estimates["eigenvalue_1"]) == pytest.approx(due, rel=1e-3)
 
 
 def test_readings_are_those_of_the_estimators_at_the_weights_of_then(tmp_path):
