@@ -101,7 +101,7 @@ def private(name: str) -> bool:
 
 TORCHS = {  # private names of torch that lie with one module for good; all others are in `engine/private.py`
     "app.configuration": {"_Loss"},
-    "networks.batches": {"_iterator", "_num_yielded", "_rcvd_idx", "_send_idx"},
+    "networks.batches": {"_iterator"},
     "networks.diagnose.checks": {"_BatchNorm", "_NormBase"},
     "networks.diagnose.derivatives": {"_forward_cls", "_sequence_nr"},
     "networks.diagnose.differences": {"_forward_cls"},

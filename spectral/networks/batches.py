@@ -60,8 +60,9 @@ def _halfway(data: Any) -> bool:
     """Whether a pass over a loader whose workers persist has begun and not ended."""
     if not (isinstance(data, DataLoader) and data.persistent_workers and data._iterator is not None):
         return False
-    it: Any = data._iterator
-    return it._num_yielded > 0 and it._rcvd_idx < it._send_idx
+    # that of a subclass may have none of these
+    begun, received, sent = (getattr(data._iterator, name, 0) for name in ("_num_yielded", "_rcvd_idx", "_send_idx"))
+    return bool(begun) and received < sent
 
 
 def apart(data: Any) -> Any:
