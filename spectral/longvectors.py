@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,27 +67,31 @@ def dot(x: torch.Tensor, y: torch.Tensor | probes.Signs) -> float:
 
 
 class Dots:
-    """Inner products of pieces of one vector (n,) with others, each at most `chunk` long and one at a time."""
+    """Inner products of pieces of a vector (n,) with others, each at most `chunk` long and one at a time."""
 
     def __init__(self, x: torch.Tensor) -> None:
-        entries, device = min(chunk(x.device), x.numel()), arrays.float64_device(x.device)
-        self.one, self.two = torch.empty(2, entries, dtype=torch.float64, device=device)
+        self.x = local(x)
+
+    @cached_property
+    def room(self) -> torch.Tensor:
+        """Where two pieces are upcast, of which float64 has no need."""
+        entries, device = min(chunk(self.x.device), self.x.numel()), arrays.float64_device(self.x.device)
+        return torch.empty(2, entries, dtype=torch.float64, device=device)
 
     def of(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """<x, y>, ()."""
         if x.dtype == y.dtype == torch.float64:
             return torch.dot(x, y)
-        doubled = self.one[: len(x)].copy_(arrays.near(x))
-        return torch.dot(doubled, doubled if y is x else self.two[: len(y)].copy_(arrays.near(y)))
+        doubled = self.room[0, : len(x)].copy_(arrays.near(x))
+        return torch.dot(doubled, doubled if y is x else self.room[1, : len(y)].copy_(arrays.near(y)))
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor | probes.Signs) -> torch.Tensor:
     """Of what this rank holds, ()."""
-    dots, total, step = Dots(x), arrays.double_zeros((), x.device), chunk(x.device)
-    for start in range(0, x.numel(), step):
-        some = x[start : start + step]
-        total += dots.of(some, some if y is x else y[start : start + step])
-    return total
+    dots, step = Dots(x), chunk(x.device)
+    starts = range(0, max(x.numel(), 1), step)
+    parts = [dots.of(some := x[a : a + step], some if y is x else y[a : a + step]) for a in starts]
+    return sum(parts[1:], start=parts[0])
 
 
 def together(*vectors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

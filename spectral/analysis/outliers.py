@@ -253,12 +253,11 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor
     empty = _empty(spectrum, gaps, floor)
     clear, perhaps = _clear(gaps, repelled) & empty, _clear(gaps, repelled | unknown)
     perhaps &= empty | _agreed(spectrum, gaps.upper)
-    sure, count = (_widest(gaps, counts, flags) for flags in (clear, perhaps))
+    (sure, _), (count, ratio) = (_widest(gaps, counts, flags) for flags in (clear, perhaps))
     if spikes and (spikes[0] > sure or max(sure, count) == 0):
         return spikes
     if sure >= count:
         return sure, sure, ""
-    ratio = float(np.max(np.where(perhaps, gaps.upper / gaps.lower, 0.0)))
     doubt = (
         f"Whether the gap of {ratio:.3g} after {count} eigenvalues is chance depends on those below it, "
         f"of which {max(len(known) - count, 0)} are known exactly; use more steps."
@@ -266,10 +265,11 @@ def _count(spectrum: Spectrum, values: Array, counts: Array, draws: Array, floor
     return sure, count, doubt
 
 
-def _widest(gaps: _Gaps, counts: Array, flags: Flags) -> int:
-    """How many eigenvalues lie above the widest of these gaps, 0 where there is none."""
+def _widest(gaps: _Gaps, counts: Array, flags: Flags) -> tuple[int, float]:
+    """How many eigenvalues lie above the widest of these gaps, and the ratio of its ends; (0, 0.0) where there is none."""
     ratios = np.where(flags, gaps.upper / gaps.lower, 0.0)
-    return round(float(np.cumsum(counts)[np.argmax(ratios)])) if flags.any() else 0
+    widest = int(np.argmax(ratios))
+    return (round(float(np.cumsum(counts)[widest])) if flags.any() else 0), float(ratios[widest])
 
 
 def _spikes(values: Array, counts: Array) -> tuple[int, int, str] | None:

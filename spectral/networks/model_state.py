@@ -175,7 +175,7 @@ class Kept(NamedTuple):
 
 
 def between_calls(roots: Iterable[Any]) -> list[Kept]:
-    """Functions under functools.cache, containers with tensors, and tensors among the attributes of modules."""
+    """Functions under functools.cache, tensors and containers with tensors, of modules, classes, functions and other objects."""
     found: dict[tuple[int, Any], Kept] = {}
     for thing in walk(roots, _read_with_class):
         for key, part in _kept_by(thing).items():
@@ -226,7 +226,7 @@ def _before_calls(part: Any) -> Any:
     """What stands in the place of a thing before any call: the thing itself if calls leave nothing in it."""
     if isinstance(part, property) and part.fget is not None:
         getter = _before_calls(part.fget)
-        return part if getter is part.fget else property(getter)
+        return part if getter is part.fget else part.getter(getter)  # its setter stays
     if isinstance(part, staticmethod | classmethod):
         inner = _before_calls(part.__func__)
         return part if inner is part.__func__ else type(part)(inner)

@@ -27,7 +27,7 @@ import torch
 
 from spectral import arrays, longvectors
 from spectral.krylov.kernels.compiled import HERE, Kernels
-from spectral.pieces import Piece, local, summed
+from spectral.pieces import Piece, summed
 
 THREADS = 256  # of a block, as in the source
 BLOCKS = 8  # for each multiprocessor: all threads that it holds
@@ -118,14 +118,14 @@ class Plain:
     def lanczos_subtract(
         self, q_prev: torch.Tensor, q: torch.Tensor, w: torch.Tensor, out: torch.Tensor, beta: float
     ) -> tuple[float, float]:
-        dots, (across, alpha) = longvectors.Dots(local(w)), arrays.double_zeros((2,), w.device)
+        dots, (across, alpha) = longvectors.Dots(w), arrays.double_zeros((2,), w.device)
         for before, now, product, made in longvectors.together(q_prev, q, w, out):
             across += dots.of(before, product)
             alpha += dots.of(torch.sub(product, before, alpha=beta, out=made), now)
         return _numbers(w, across, alpha)
 
     def lanczos_shorten(self, q: torch.Tensor, w: torch.Tensor, alpha: float) -> float:
-        dots, square = longvectors.Dots(local(w)), arrays.double_zeros((), w.device)
+        dots, square = longvectors.Dots(w), arrays.double_zeros((), w.device)
         for now, made in longvectors.together(q, w):
             square += dots.of(made.sub_(now, alpha=alpha), made)
         length: float = float(summed(square, w)) ** 0.5
@@ -134,7 +134,7 @@ class Plain:
     def chebyshev(
         self, t_prev: torch.Tensor, t: torch.Tensor, w: torch.Tensor, a: float, b: float
     ) -> tuple[float, float]:
-        dots, (cross, square) = longvectors.Dots(local(w)), arrays.double_zeros((2,), w.device)
+        dots, (cross, square) = longvectors.Dots(w), arrays.double_zeros((2,), w.device)
         for made, now, product in longvectors.together(t_prev, t, w):
             made.neg_().add_(product, alpha=a).sub_(now, alpha=b)
             cross += dots.of(made, now)
