@@ -60,6 +60,13 @@ class Tokens(nn.Module):
         return self.head((h * self.scales.repeat(3)).mean(1))
 
 
+def half_hidden(self, ids):
+    h = self.first(self.embed(ids))
+    with torch.no_grad():
+        aside = self.twice(h)
+    return self.head(((self.twice(h) + aside) * self.scales.repeat(3)).mean(1))
+
+
 def network(dtype=torch.float64):
     torch.manual_seed(3)
     return Tokens().to(dtype)
@@ -676,7 +683,7 @@ def test_data_parallel_is_the_model_inside_and_a_wrapper_in_a_model_is_refused()
 @pytest.mark.skipif(
     not hasattr(dist.ProcessGroup, "get_group_store"), reason="models that lie over ranks: torch 2.8 and later"
 )
-def test_a_model_that_one_rank_holds_all_of_is_multiplied_as_sharded_ones_are(tmp_path):
+def test_a_model_that_one_rank_holds_all_of_is_multiplied_as_sharded_ones_are(tmp_path, monkeypatch):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         net = sharded(network())
@@ -692,6 +699,10 @@ def test_a_model_that_one_rank_holds_all_of_is_multiplied_as_sharded_ones_are(tm
             {"J v": plain @ plain.probe(7, 0), "J^T u": plain.T @ u},
             1e-12,
         )
+        monkeypatch.setattr(Tokens, "forward", half_hidden)  # tangents stop where gradients do
+        J, plain = spectral.Jacobian(net, batches()), spectral.Jacobian(network(), batches())
+        rows = plain.T @ torch.eye(plain.shape[0], dtype=torch.float64)
+        close({"J v": J @ v}, {"J v": rows.T @ plain.probe(7, 0)}, 1e-12)
     finally:
         dist.destroy_process_group()
 

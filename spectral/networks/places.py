@@ -56,7 +56,7 @@ def output_place(output: Any) -> Place:
         return (fields_of.index("logits"),) if "logits" in fields_of else ("logits",)
     raise TypeError(
         f"the model returns a {type(output).__name__} without logits; pass forward=lambda model, batch: ... that returns a "
-        "tensor whose first axis is the sample."
+        "tensor whose first axis is the sample, or of= or loss= as a callable(output, batch) of such an output."
     )
 
 

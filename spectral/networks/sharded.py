@@ -327,13 +327,14 @@ class ShardedMode(linearize.ForwardMode):
         self.network = network
 
     def jvp(self, tangents: Sequence[torch.Tensor], *, graph: bool = False) -> torch.Tensor:
-        levels = (torch.no_grad(), linearize.math_attention(), FORWARD_MODE, forward_ad.dual_level())
+        plain = self.network._differentiating(())  # no graph of the model's own
+        levels = (plain, linearize.math_attention(), FORWARD_MODE, forward_ad.dual_level())
         with ExitStack() as stack:
             for level in (*levels, self.network.moving(tangents)):
                 stack.enter_context(level)
-            z, jv = forward_ad.unpack_dual(self.function(*self.primals))
-            self._output = z.clone()
-            return torch.zeros_like(z) if jv is None else jv.clone()
+            z, jv = forward_ad.unpack_dual(linearize.pushed(self.function)(*self.primals))
+            self._output = z.detach().clone()
+            return torch.zeros_like(z) if jv is None else jv.detach().clone()
 
     def vjp(self, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self.network.pulled(self.function, cotangent))
