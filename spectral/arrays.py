@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
@@ -439,6 +440,25 @@ def has_memory(t: torch.Tensor) -> bool:
         return t.layout != torch.strided or t.data_ptr() >= 0
     except RuntimeError:
         return False
+
+
+def without_graph(t: torch.Tensor, leaves: bool = True) -> torch.Tensor:
+    """t without torch's graph; refused where a derivative would be lost by that. `leaves`: of a leaf too, such as a parameter.
+
+    >>> without_graph(torch.ones(2, requires_grad=True).detach())
+    tensor([1., 1.])
+    """
+    said: tuple[str, str] | None = None
+    if type(t) is torch.Tensor and forward_ad.unpack_dual(t).tangent is not None:
+        said = "has a tangent of forward mode", "torch.autograd.forward_ad.unpack_dual(array).primal"
+    elif t.requires_grad and torch.is_grad_enabled() and (leaves or not t.is_leaf):
+        said = "requires grad", "array.detach()"
+    if said:
+        raise TypeError(
+            f"the array {said[0]}, and what an operator makes of it is no part of torch's graph: the derivative would be lost; "
+            f"pass {said[1]} (the derivative of u^T A v by v is A.T @ u)."
+        )
+    return t.detach()
 
 
 def machine_epsilon(dtype: torch.dtype | str) -> float:

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 import torch
 from oracles import CASES
+from torch.autograd import forward_ad
 
 import spectral
 from spectral import I, as_operator
@@ -374,6 +375,37 @@ def test_inside_torchs_transforms_and_on_meta_products_are_refused_in_one_senten
     for estimate in (lambda: spectral.trace(A), lambda: spectral.slq(A), lambda: spectral.top(np.eye(3), 1)):
         with torch.device("meta"), pytest.raises(ValueError, match="torch's default device is meta"):
             estimate()
+
+
+def test_what_a_derivative_would_be_lost_of_is_refused_and_the_derivative_is_the_transposed_product():
+    """v @ (A @ v) had the gradient A v of its first factor alone (2 A v is right), and a dual vector lost its tangent."""
+    torch.manual_seed(0)
+    M, u = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    net = torch.nn.Linear(3, 1, dtype=torch.float64)
+    G = spectral.GaussNewton(net, torch.nn.MSELoss(), [(torch.randn(9, 3).double(), torch.randn(9, 1).double())])
+    S = spectral.as_operator(M + M.T + 9 * torch.eye(4))
+    v = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    for A in (spectral.as_operator(M), spectral.as_operator(scipy.sparse.csr_array(M.numpy())), S + 2 * S, S.gram(),
+              spectral.inverse(S), spectral.precondition(S, u.exp()), spectral.funm(S, "exp"), G, S[:3, 1:]):  # fmt: skip
+        m, n = A.shape
+        x = v[:n]
+        for B, lost in ((A, x), (A, torch.stack([x, x], 1)), (A.T, v[:m])):
+            with pytest.raises(TypeError, match=r"requires grad, .* pass array.detach\(\)"):
+                B @ lost
+        dense = torch.stack([A @ e for e in torch.eye(n, dtype=torch.float64)], 1)
+        (expected,) = torch.autograd.grad(u[:m] @ (dense @ x), v)
+        torch.testing.assert_close(A.T @ u[:m], expected[:n])
+        with torch.no_grad():
+            torch.testing.assert_close(A @ x, dense @ x)
+        with forward_ad.dual_level(), pytest.raises(TypeError, match=r"tangent of forward mode.*primal"):
+            A @ forward_ad.make_dual(x.detach(), u[:n])
+    for taken in (spectral.solve, spectral.spectrum_of, lambda A, b: spectral.funm(A, "exp", b)):
+        with pytest.raises(TypeError, match=r"pass array.detach\(\)"):
+            taken(S, v)
+    named = dict(net.named_parameters())
+    assert not G.flatten(named).requires_grad  # parameters are meant by their values
+    with pytest.raises(TypeError, match=r"pass array.detach\(\)"):
+        G.flatten({name: 2 * p for name, p in named.items()})
 
 
 SPELT = """

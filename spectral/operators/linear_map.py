@@ -236,14 +236,14 @@ class LinearMap:
         ValueError
             For another length, or a tensor on another device.
         TypeError
-            For another dtype, and a sparse tensor.
+            For another dtype, a sparse tensor, and one that requires grad: products are no part of torch's graph.
 
         Examples
         --------
         >>> spectral.as_operator(np.eye(2)).columns(np.ones(2)).shape
         torch.Size([2, 1])
         """
-        V, shards = arrays.to_torch(array).detach(), self.shards
+        V, shards = arrays.to_torch(array), self.shards
         if isinstance(V, Piece) != (shards is not None):
             raise TypeError(
                 f"{type(self).__name__} multiplies vectors of which every rank holds a piece, as its parameters lie; make one by "
@@ -255,6 +255,7 @@ class LinearMap:
             raise TypeError(
                 "the array is one of torch.vmap, torch.func.grad or torch.func.jvp, without numbers; multiply outside of them."
             )
+        V = arrays.without_graph(V)
         if V.layout != torch.strided:
             raise TypeError(f"the array is {V.layout}; pass a dense one, such as array.to_dense().")
         n = self.shape[1] if shards is None else shards.entries
