@@ -442,21 +442,22 @@ def has_memory(t: torch.Tensor) -> bool:
         return False
 
 
-def without_graph(t: torch.Tensor, leaves: bool = True) -> torch.Tensor:
-    """t without torch's graph; refused where a derivative would be lost by that. `leaves`: of a leaf too, such as a parameter.
+def differentiated(t: torch.Tensor) -> bool:
+    """Whether what is made of t has a derivative by it: t requires grad, or has a tangent of forward mode."""
+    plain = type(t) in (torch.Tensor, torch.nn.Parameter)
+    return plain and ((t.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(t).tangent is not None)
+
+
+def without_graph(t: torch.Tensor) -> torch.Tensor:
+    """t without torch's graph; refused where a derivative would be lost by that.
 
     >>> without_graph(torch.ones(2, requires_grad=True).detach())
     tensor([1., 1.])
     """
-    said: tuple[str, str] | None = None
-    if type(t) is torch.Tensor and forward_ad.unpack_dual(t).tangent is not None:
-        said = "has a tangent of forward mode", "torch.autograd.forward_ad.unpack_dual(array).primal"
-    elif t.requires_grad and torch.is_grad_enabled() and (leaves or not t.is_leaf):
-        said = "requires grad", "array.detach()"
-    if said:
+    if differentiated(t):
         raise TypeError(
-            f"the array {said[0]}, and what an operator makes of it is no part of torch's graph: the derivative would be lost; "
-            f"pass {said[1]} (the derivative of u^T A v by v is A.T @ u)."
+            "the array requires grad or has a tangent of forward mode, which this would lose: of operators, products A @ v alone "
+            "are differentiated; pass array.detach()."
         )
     return t.detach()
 

@@ -377,8 +377,8 @@ def test_inside_torchs_transforms_and_on_meta_products_are_refused_in_one_senten
             estimate()
 
 
-def test_what_a_derivative_would_be_lost_of_is_refused_and_the_derivative_is_the_transposed_product():
-    """v @ (A @ v) had the gradient A v of its first factor alone (2 A v is right), and a dual vector lost its tangent."""
+def test_products_are_differentiated_and_what_is_not_is_refused():
+    """v @ (A @ v) had the gradient A v of its first factor alone, and a dual vector lost its tangent."""
     torch.manual_seed(0)
     M, u = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     net = torch.nn.Linear(3, 1, dtype=torch.float64)
@@ -387,25 +387,28 @@ def test_what_a_derivative_would_be_lost_of_is_refused_and_the_derivative_is_the
     v = torch.randn(4, dtype=torch.float64, requires_grad=True)
     for A in (spectral.as_operator(M), spectral.as_operator(scipy.sparse.csr_array(M.numpy())), S + 2 * S, S.gram(),
               spectral.inverse(S), spectral.precondition(S, u.exp()), spectral.funm(S, "exp"), G, S[:3, 1:]):  # fmt: skip
-        m, n = A.shape
-        x = v[:n]
-        for B, lost in ((A, x), (A, torch.stack([x, x], 1)), (A.T, v[:m])):
-            with pytest.raises(TypeError, match=r"requires grad, .* pass array.detach\(\)"):
-                B @ lost
+        n = A.shape[1]
         dense = torch.stack([A @ e for e in torch.eye(n, dtype=torch.float64)], 1)
-        (expected,) = torch.autograd.grad(u[:m] @ (dense @ x), v)
-        torch.testing.assert_close(A.T @ u[:m], expected[:n])
+        for B, D in ((A, dense), (A.T, dense.T)):
+            k = D.shape[1]
+            for x in (v[:k], torch.stack([v[:k], v[:k] ** 2], 1)):
+                (found,), (expected,) = (torch.autograd.grad((C @ x).cos().sum(), v, retain_graph=True) for C in (B, D))
+                torch.testing.assert_close(found, expected)
+        with forward_ad.dual_level():
+            pushed = forward_ad.unpack_dual(A @ forward_ad.make_dual(v.detach()[:n], u[:n])).tangent
+        torch.testing.assert_close(pushed, dense @ u[:n])
         with torch.no_grad():
-            torch.testing.assert_close(A @ x, dense @ x)
-        with forward_ad.dual_level(), pytest.raises(TypeError, match=r"tangent of forward mode.*primal"):
-            A @ forward_ad.make_dual(x.detach(), u[:n])
+            assert not (A @ v[:n]).requires_grad
+    (first,) = torch.autograd.grad(v @ (S @ (S @ v)).tanh(), v, create_graph=True)
+    dense = M + M.T + 9 * torch.eye(4)
+    (other,) = torch.autograd.grad(v @ (dense @ (dense @ v)).tanh(), v, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(first.sum(), v), torch.autograd.grad(other.sum(), v))
     for taken in (spectral.solve, spectral.spectrum_of, lambda A, b: spectral.funm(A, "exp", b)):
-        with pytest.raises(TypeError, match=r"pass array.detach\(\)"):
+        with pytest.raises(TypeError, match=r"products A @ v alone are differentiated; pass array.detach\(\)"):
             taken(S, v)
     named = dict(net.named_parameters())
     assert not G.flatten(named).requires_grad  # parameters are meant by their values
-    with pytest.raises(TypeError, match=r"pass array.detach\(\)"):
-        G.flatten({name: 2 * p for name, p in named.items()})
+    torch.autograd.grad((G @ G.flatten({name: 2 * p for name, p in named.items()})).sum(), net.bias)
 
 
 SPELT = """

@@ -19,6 +19,23 @@ from spectral.pieces import Piece, Shards
 ROUNDING = 64.0
 
 
+class Differentiated(torch.autograd.Function):
+    """A v as a part of torch's graph: the derivative of u^T A v by v is A^T u. The parameters that A is made of are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Any, v: torch.Tensor) -> Any:
+        ctx.A = A
+        return A @ v.detach()
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> Any:
+        return None, ctx.A.T @ u
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, tangent: torch.Tensor) -> Any:
+        return ctx.A @ tangent
+
+
 class LinearMap:
     """A real (m, n) matrix given by its products `A @ V`, counted; `Operator`, which everybody uses, adds the algebra.
 
@@ -236,7 +253,7 @@ class LinearMap:
         ValueError
             For another length, or a tensor on another device.
         TypeError
-            For another dtype, a sparse tensor, and one that requires grad: products are no part of torch's graph.
+            For another dtype, a sparse tensor, and one that requires grad: products alone are differentiated.
 
         Examples
         --------
@@ -277,6 +294,8 @@ class LinearMap:
     def __matmul__(self, other: Any) -> Any:
         if not arrays.is_array(other) and not isinstance(other, Mapping | list | tuple):
             return NotImplemented  # another library's operator, or nothing that can be multiplied; `columns` refuses the rest
+        if isinstance(other, torch.Tensor) and arrays.has_memory(other) and arrays.differentiated(other):
+            return Differentiated.apply(self, other)  # type: ignore[no-untyped-call]
         V = self.columns(other)
         if not longvectors.finite(V):
             raise ValueError(f"the array that {type(self).__name__} is to multiply holds NaN or infinity; mend it.")

@@ -335,7 +335,7 @@ class Operator(LinearMap):
         >>> J.unflatten(J.T @ torch.ones(3))
         {'weight': tensor([[3., 3.]]), 'bias': tensor([3.])}
         """
-        names, V = self._named_space(), local(arrays.without_graph(arrays.to_torch(v), leaves=False))
+        names, V = self._named_space(), local(_value(arrays.to_torch(v)))
         sizes = [math.prod(shape) for shape in names.values()]
         if V.ndim not in (1, 2) or len(V) != sum(sizes):
             raise ValueError(
@@ -379,7 +379,7 @@ class Operator(LinearMap):
                 f"flatten takes a mapping with a tensor for each of the {len(names)} names of {self!r} and no other, got "
                 f"{type(tensors).__name__} of {len(given)} ({', '.join(map(str, wrong[:4]))} missing or unknown)."
             )
-        parts = {name: arrays.without_graph(arrays.to_torch(own_rows(tensors[name])), leaves=False) for name in names}
+        parts = {name: _value(arrays.to_torch(own_rows(tensors[name]))) for name in names}
         blocks = {tuple(parts[name].shape[len(shape) :]) for name, shape in names.items()}
         for name, shape in names.items():
             part = parts[name]
@@ -555,6 +555,11 @@ class Operator(LinearMap):
         ValueError: cupy works on CUDA devices, but the operator is on cpu; build it on one, or use to_scipy().
         """
         return cupy_view(self)
+
+
+def _value(t: torch.Tensor) -> torch.Tensor:
+    """A parameter's numbers; what is made of parameters keeps its graph."""
+    return t.detach() if t.is_leaf else t
 
 
 def _number(value: Any) -> float:
