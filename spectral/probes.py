@@ -7,6 +7,7 @@ and one counter block for each segment of 2^16 entries, so that any slice costs 
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +18,8 @@ from spectral.krylov.kernels import draws
 from spectral.krylov.kernels.draws import KINDS, SEGMENT
 
 PIECE = 256 * SEGMENT  # entries on their way to another device
+FEW = 1 << 10  # entries of which signs may well add up to 0 somewhere
+GOLDEN = 0.5 * (math.sqrt(5) - 1)  # its multiples, without their whole parts, are as unlike as they can be
 
 
 def check_seed(seed: int) -> int:
@@ -159,6 +162,18 @@ class Signs:
             bits = torch.from_numpy(np.unpackbits(some.numpy()).view(np.int8))
             return bits[low % 8 :][: high - low].mul_(2).sub_(1)
         return self.table[some.int()].reshape(-1)[low % 8 :][: high - low]
+
+
+def generic_signs(seed: int, n: int, like: torch.Tensor) -> torch.Tensor | Signs:
+    """A vector (n,) for tests of products: signs; of few entries, of which signs may add up to 0, sizes from 1 to 2 as well.
+
+    >>> generic_signs(0, 4, torch.ones(1)).abs()
+    tensor([1.0000, 1.6180, 1.2361, 1.8541])
+    """
+    drawn = Signs(seed, n, like.device)
+    if n > FEW:
+        return drawn
+    return drawn[:].to(like.dtype) * (1 + torch.arange(n, device=like.device) * GOLDEN % 1).to(like.dtype)
 
 
 def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> torch.Tensor:

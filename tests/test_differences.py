@@ -379,6 +379,44 @@ def test_products_are_those_of_the_gradients_where_a_path_has_none(engine):
     assert torch.allclose(G @ torch.eye(35, dtype=torch.float64), expected.T @ inner @ expected, rtol=1e-12)
 
 
+class Halved(torch.autograd.Function):
+    """(x_0, x_0, x_2), with a rule of forward mode that gives 0 for the first two, as torch's of logcumsumexp may."""
+
+    @staticmethod
+    def forward(x):
+        return torch.stack([x[0], x[0], x[2]])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, u):
+        return torch.stack([u[0] + u[1], 0 * u[0], u[2]])
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return torch.stack([0 * tangent[0], 0 * tangent[0], tangent[2]])
+
+
+class Three(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x = nn.Parameter(torch.randn(3, dtype=torch.float64))
+
+    def forward(self, scale):
+        return Halved.apply(self.x) * scale
+
+
+def test_a_wrong_rule_of_forward_mode_shows_in_a_matrix_of_few_rows():
+    """For signs u of which the first two add up to 0, <J v, u> = <v, J^T u> held for every v."""
+    expected = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    for v in torch.eye(3, dtype=torch.float64):
+        J = Jacobian(Three(), [torch.ones(1, 1, dtype=torch.float64)])
+        assert torch.allclose(J @ v, expected @ v)
+        assert torch.allclose(J.T @ v, expected.T @ v)
+
+
 class Frozen(nn.Module):
     def __init__(self):
         super().__init__()

@@ -603,11 +603,14 @@ def test_products_work_under_no_grad_and_keep_gradient_mode():
         spectral.Jacobian(model, batches)
 
 
-def test_vector_with_a_graph_gives_a_product_without():
+def test_vector_with_a_graph_gives_a_product_of_that_graph():
     case = CASES["mlp"]
     J = spectral.Jacobian(case.network(), case.batches())
     v, u = (torch.ones(n).double().requires_grad_() for n in (31, 15))
-    assert not (J @ v).requires_grad and not (J.T @ u).requires_grad
+    assert torch.equal(torch.autograd.grad(J @ v, v, u)[0], J.T @ u.detach())
+    assert torch.equal(torch.autograd.grad(J.T @ u, u, v)[0], J @ v.detach())
+    with torch.no_grad():
+        assert not (J @ v).requires_grad and not (J.T @ u).requires_grad
 
 
 @pytest.mark.parametrize("name", ["batch-norm", "attention"])
