@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import spectral
 from spectral.networks.batches import Samples
-from spectral.networks.trees import map_tensors, tensors
+from spectral.networks.trees import map_tensors, repacked, tensors
 
 DOUBLE = torch.float64
 N = 6
@@ -364,6 +364,29 @@ def test_trees_are_rebuilt_in_their_kinds():
     assert type(doubled["b"]) is Batch and doubled["b"].note == "kept" and doubled["c"].w == 3
     assert [torch.equal(a, 2 * b) for a, b in zip(tensors(doubled), tensors(tree), strict=True)] == [True] * 5
     assert map_tensors(lambda t: t, tree) is tree
+
+
+def test_an_object_of_a_tree_is_one_in_the_new_tree():
+    """Thirty records that all refer to one another: by every path they would be 30! of them."""
+    records = [SimpleNamespace(x=X, others=[]) for _ in range(30)]
+    for one in records:
+        one.others.extend(other for other in records if other is not one)
+    free = SimpleNamespace(w=3)
+    new = map_tensors(lambda t: 2 * t, {"a": records[0], "b": records[1], "c": free})
+    assert new["a"].others[0] is new["b"] and new["b"].others[0] is new["a"] and new["c"] is free
+    assert len(tensors(new)) == 30 and torch.equal(new["b"].others[5].x, 2 * X) and records[0].others[0] is records[1]
+    other = repacked((Batch(X, records), Y))[0]
+    assert other.x is X and other.label is not records and other.label[0] is records[0]
+
+
+def test_what_an_object_of_a_batch_leads_back_to_is_differentiated():
+    scene = SimpleNamespace(x=X)
+    scene.nodes = [SimpleNamespace(scene=scene)]
+    layer = nn.Linear(3, 2).double()
+    J = spectral.Jacobian(
+        layer, [scene], wrt="inputs", layout="flattened", forward=lambda m, batch: m(batch.nodes[0].scene.x)
+    )
+    assert torch.allclose(J @ torch.eye(J.shape[1], dtype=DOUBLE), layer.weight.reshape(1, 6).expand(N, 6))
 
 
 def test_samples_of_a_batch():

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 # Without these, importing this module raises ImportError or AttributeError with the name.
+from torch.autograd.forward_ad import _set_fwd_grad_enabled as tangents_enabled
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -29,6 +31,7 @@ has_same_storage_numel = aten._has_same_storage_numel.default
 
 __all__ = [
     "DispatchMode",
+    "TangentsLikeGradients",
     "call_again",
     "called_again",
     "checkpoints",
@@ -36,6 +39,7 @@ __all__ = [
     "dtypes_of",
     "embeddings_of_operations",
     "has_same_storage_numel",
+    "tangents_enabled",
     "tree_flatten",
     "tree_unflatten",
     "unsafe_view",
@@ -53,6 +57,16 @@ class DispatchMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+class TangentsLikeGradients(TorchFunctionMode):
+    """What is called under `torch.no_grad` has no tangent either: forward mode alone would go through it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_grad_enabled():
+            return func(*args, **(kwargs or {}))
+        with tangents_enabled(False):
+            return func(*args, **(kwargs or {}))
 
 
 def version(t: torch.Tensor) -> int:

@@ -362,11 +362,7 @@ class Hessian(Curvature):
                 return 0.0
             self._earlier = None
             error = self._second_derivative_error(way, batch, v, w, here[0] if here else None)
-            if way == "fresh":  # forward mode sees what lies under no_grad, the backward pass does not: told at once
-                u = probes.signs(0, len(v), dtype=v.dtype, device=v.device)
-                error = max(error, linearize.symmetry_error(u, product(u), v, w, self._allowed))
-            else:
-                self._hold(way, v, w)
+            self._hold(way, v, w)
             self._held.add(way)
             return error
 

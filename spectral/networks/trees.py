@@ -34,14 +34,29 @@ def children(tree: Any) -> list[tuple[Any, Any]] | None:
     return list(vars(tree).items()) if hasattr(tree, "__dict__") else None
 
 
-def leaves(tree: Any, place: Place = (), above: tuple[int, ...] = ()) -> Iterator[tuple[Place, Any]]:
-    """(place, leaf) of everything, in order; what holds itself is followed once."""
+def leaves(tree: Any) -> Iterator[tuple[Place, Any]]:
+    """(place, leaf) of everything, in order; an object is followed once, and what holds itself once on each path."""
+    return ((place, leaf) for place, leaf, again in _walk(tree, (), (), {}) if not again)
+
+
+def _walk(
+    tree: Any, place: Place, above: tuple[int, ...], objects: dict[int, tuple[Place, Any]]
+) -> Iterator[tuple[Place, Any, bool]]:
+    """(place, leaf or what was followed before, whether it was); `objects` gathers where each was followed first."""
     parts = children(tree)
-    if parts is None or id(tree) in above:
-        yield place, tree
+    again = parts is not None and (id(tree) in above or id(tree) in objects)
+    if parts is None or again:
+        yield place, tree, again
         return
+    if _is_object(tree):
+        objects[id(tree)] = place, tree
     for key, part in parts:
-        yield from leaves(part, (*place, key), (*above, id(tree)))
+        yield from _walk(part, (*place, key), (*above, id(tree)), objects)
+
+
+def _is_object(tree: Any) -> bool:
+    """Whether it is itself at whatever place; a tuple, list or mapping is its parts."""
+    return not isinstance(tree, Mapping | tuple | list)
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:
@@ -49,19 +64,45 @@ def tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for _, leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def mapped(function: Callable[[Place, Any], Any], tree: Any, place: Place = (), above: tuple[int, ...] = ()) -> Any:
-    """The tree with function(place, leaf) for every leaf; parts in which nothing changes are not copied."""
-    parts = children(tree)
-    if parts is None or id(tree) in above:
-        return function(place, tree)
-    new = [(key, mapped(function, part, (*place, key), (*above, id(tree)))) for key, part in parts]
-    if all(a is b for (_, a), (_, b) in zip(parts, new, strict=True)):
-        return tree
-    return _rebuilt(tree, new)
+def mapped(function: Callable[[Place, Any], Any], tree: Any) -> Any:
+    """The tree with function(place, leaf) for every leaf; parts in which nothing changes are not copied.
+
+    An object that is reached twice, or from itself, is one object in the new tree as well.
+    """
+    objects: dict[int, tuple[Place, Any]] = {}
+    met = list(_walk(tree, (), (), objects))
+    new = {place: function(place, leaf) for place, leaf, again in met if not again}
+    changed: set[Place] = set()
+    more = [place for place, leaf, again in met if not again and new[place] is not leaf]
+    while more:
+        changed.update(place[:i] for place in more for i in range(len(place) + 1))
+        back = ((place, leaf) for place, leaf, again in met if again and place not in changed)
+        more = [place for place, leaf in back if id(leaf) in objects and objects[id(leaf)][0] in changed]
+    return _with(tree, (), new, changed, {})
+
+
+def _with(tree: Any, place: Place, new: Mapping[Place, Any], changed: set[Place], copies: dict[int, Any]) -> Any:
+    """The part of a tree that lies at a place, with the `new` leaves; `copies` are those of its objects so far."""
+    if place in new or place not in changed:
+        return new.get(place, tree)
+    if id(tree) in copies:
+        return copies[id(tree)]
+    if not _is_object(tree):
+        parts = children(tree) or []
+        return _rebuilt(tree, [(key, _with(part, (*place, key), new, changed, copies)) for key, part in parts])
+    return _copied(tree, lambda key, part: _with(part, (*place, key), new, changed, copies), copies)
+
+
+def _copied(tree: Any, function: Callable[[Any, Any], Any], copies: dict[int, Any]) -> Any:
+    """An object of the same kind that holds function(key, part) for each part, which may lead back to it."""
+    other = copies[id(tree)] = copy.copy(tree)
+    for key, part in children(tree) or []:
+        object.__setattr__(other, key, function(key, part))  # frozen dataclasses too
+    return other
 
 
 def _rebuilt(tree: Any, parts: list[tuple[Any, Any]]) -> Any:
-    """A tree of the same kind that holds these parts."""
+    """A tuple, list or mapping of the same kind that holds these parts."""
     if isinstance(tree, tuple):
         values, new = [part for _, part in parts], type(tree).__new__
         if isinstance(new, BuiltinFunctionType) and new is not tuple.__new__:  # torch.return_types
@@ -75,10 +116,7 @@ def _rebuilt(tree: Any, parts: list[tuple[Any, Any]]) -> Any:
             other[:] = [part for _, part in parts]
             return other
         for key, part in parts:
-            if isinstance(tree, Mapping):
-                other[key] = part
-            else:
-                object.__setattr__(other, key, part)  # frozen dataclasses too
+            other[key] = part
     except TypeError:  # a mapping that cannot be written to
         return dict(parts)
     return other
@@ -89,12 +127,22 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> 
     return mapped(lambda _, leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
-def repacked(tree: Any, above: tuple[int, ...] = ()) -> Any:
+def repacked(tree: Any) -> Any:
     """The same leaves in containers of their own: what a user's function takes out of them or writes into them stays there."""
-    if id(tree) in above or not (isinstance(tree, MutableMapping | tuple | list) or dataclasses.is_dataclass(tree)):
+    return _repacked(tree, (), {})
+
+
+def _repacked(tree: Any, above: tuple[int, ...], copies: dict[int, Any]) -> Any:
+    if id(tree) in above:
         return tree
+    if not isinstance(tree, MutableMapping | tuple | list):
+        if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
+            return tree
+        if id(tree) not in copies:
+            _copied(tree, lambda _, part: _repacked(part, above, copies), copies)
+        return copies[id(tree)]
     parts = children(tree) or []
-    new = [(key, repacked(part, (*above, id(tree)))) for key, part in parts]
+    new = [(key, _repacked(part, (*above, id(tree)), copies)) for key, part in parts]
     if isinstance(tree, tuple) and all(a is b for (_, a), (_, b) in zip(parts, new, strict=True)):
         return tree  # nobody writes into it
     return _rebuilt(tree, new)
