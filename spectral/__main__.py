@@ -180,13 +180,15 @@ class CheckedLoader(ConfigLoaderImpl):
 
 
 def _resolved(config: DictConfig) -> dict[str, Any] | None:
-    """All but hydra's node without interpolations; None where they need what is known only when the job runs."""
+    """All but hydra's node without interpolations; None where they need what is not given, or known only when the job runs."""
     try:
         return {
-            str(key): OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            str(key): OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            if OmegaConf.is_config(value)
+            else value
             for key, value in ((key, config[key]) for key in config if key != "hydra")
         }
-    except InterpolationToMissingValueError:
+    except (MissingMandatoryValue, InterpolationToMissingValueError):  # the job says which
         return None
 
 
@@ -371,6 +373,10 @@ def sentence(problem: BaseException, given: list[str]) -> str:
                 return f"{name} is there already; leave out its +."
             known = [*configuration.CONFIG.must, *configuration.CONFIG.may]
             return f"There is no setting {name}." if "." in name else configuration.of_all(Unknown("", name, known))
+    if merged := re.match(r"Error merging override ([^=]+)\.\d+=", text):  # an item that the list has not
+        return f"The list {merged[1]} is written whole, not item by item: {merged[1]}=[A,B]."
+    if merged := re.match(r"Error merging override (.+)", text):
+        return f"{merged[1]} is not possible: {failures.first_line(problem.__cause__ or problem)}."
     if text.startswith("Config group override must be"):
         return "A group takes the name of one of its choices, which null and numbers are not; `spectral --help` lists them."
     if isinstance(problem, OverrideParseException):

@@ -75,6 +75,8 @@ class Estimate:
     2 ± 0.1
     >>> f"{Estimate(2.0, 0.1):.2f}"
     '2.00 ± 0.10'
+    >>> print(Estimate(2.0, 0.0), "|", Estimate(2.0, 0.0, lower=1.9, upper=2.2))
+    2 ± 0 | 2 in [1.9, 2.2]
     """
 
     value: float | np.ndarray
@@ -93,14 +95,24 @@ class Estimate:
 
     def __str__(self) -> str:
         value, stderr = np.asarray(self.value, np.float64), np.asarray(self.stderr, np.float64)
+        if bounds := self._apart():
+            return f"{value.item():.6g} in [{', '.join(bounds)}]"
         return listed(value.ravel(), np.broadcast_to(stderr, value.shape).ravel())
+
+    def _apart(self) -> list[str]:
+        """The bounds of a number that nothing random has touched and that is not exact either: in six digits they differ."""
+        if np.size(self.value) != 1 or np.any(self.stderr) or np.any(np.isnan(self.lower) | np.isnan(self.upper)):
+            return []
+        bounds = [f"{np.asarray(bound).item():.6g}" for bound in (self.lower, self.upper)]
+        return bounds if bounds[0] != bounds[1] else []
 
     def _repr_html_(self) -> str:
         value, stderr = (np.asarray(part, np.float64) for part in np.broadcast_arrays(self.value, self.stderr))
         v, e = value.ravel(), stderr.ravel()
         took = cards.counted(self.products, "product")
         took += f", {cards.counted(self.probes, 'random vector')}" * (self.probes > 0)
-        rows = [("one standard error", f"at most {e.max(initial=0.0):.2g}" if e.any() else "0: exact")]
+        sure = "0: nothing random, see its bounds" if self._apart() else "0: exact"
+        rows = [("one standard error", f"at most {e.max(initial=0.0):.2g}" if e.any() else sure)]
         rows += [("it took", f"{self.method}: {took}" if self.method else took)]
         if len(v) == 1:
             lower, upper = float(np.ravel(self.lower)[0]), float(np.ravel(self.upper)[0])
@@ -111,7 +123,8 @@ class Estimate:
                 cards.Mark(np.concatenate([v - reach, v + reach]), np.zeros(2)),
             ]
             picture = cards.chart(marks, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
-            return cards.card(cards.with_error(float(v[0]), float(e[0])), rows, picture * bool(e.any()))
+            title = str(self) if self._apart() else cards.with_error(float(v[0]), float(e[0]))
+            return cards.card(title, rows, picture * bool(e.any()))
         order = np.argsort(-v, kind="stable")
         v, (down, up) = v[order], cards.whiskers(v, e)[:, order]
         marks = [cards.Mark(np.arange(1.0, len(v) + 1), v, v - down, v + up)]

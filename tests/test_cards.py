@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 import spectral
@@ -119,3 +120,15 @@ def test_a_card_is_the_same_whatever_style_the_notebook_has():
     plain = cards.chart([mark], "x", "y", "a line")
     with matplotlib.style.context("dark_background"):
         assert cards.chart([mark], "x", "y", "a line").count("#ffffff") == plain.count("#ffffff") == 0
+
+
+def test_a_number_between_bounds_does_not_call_itself_exact() -> None:
+    """Critical sharpness has no random part and is known to 5 %: its text and its card say between what, and never ± 0."""
+    H = spectral.Hessian(torch.nn.Linear(2, 1), torch.nn.MSELoss(), [(torch.eye(2), torch.ones(2, 1))])
+    known = spectral.critical_sharpness(H)
+    assert known.lower < known.upper
+    for text in (str(known), known._repr_html_()):
+        assert f"in [{known.lower:.6g}, {known.upper:.6g}]" in text
+        assert "± 0" not in text and "0: exact" not in text
+    same = spectral.results.Estimate(2.0, 0.0, lower=2.0 - 1e-12, upper=2.0)  # bounds as close as rounding
+    assert str(same) == "2 ± 0" and "0: exact" in same._repr_html_()

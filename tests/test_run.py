@@ -164,6 +164,12 @@ def test_errors_are_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["operator._target_=spectral.app.run.os.system"], "is not allowed"),
         (["operator=loss_gradients", "operator.loss._target_=torch.load"], "'torch.load' is not allowed"),
         (["+hydra.callbacks.x._target_=subprocess.run"], "'subprocess.run' is not allowed"),
+        (
+            ["hydra.job.num=abc"],
+            "hydra.job.num=abc is not possible: Value 'abc' of type 'str' could not be converted to Integer.",
+        ),
+        (["model=file", "data.path=x.npz"], "model.path must be given; add model.path=net.py:FUNCTION."),
+        (["model=mlp", "trust.0=net.py"], "The list trust is written whole, not item by item: trust=[A,B]."),
         (["data=file"], "data.path must be given; add data.path=batches.py:FUNCTION or data.path=FILE.npz."),
         (["model=net.py:Net"], "tanh; your own is model=file model.path=net.py:Net."),
         (["data=file", "data.path=nowhere.npz"], "nowhere.npz does not exist"),

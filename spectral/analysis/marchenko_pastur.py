@@ -100,7 +100,7 @@ def positive_floor(spectrum: Spectrum) -> float:
 
     ValueError where the eigenvalues are so large or small that float64 does not hold what fits make of them.
     """
-    hold_eigenvalues(spectrum, "a bulk")
+    hold_eigenvalues(spectrum, "a fit")
     values, _ = spectrum.points()
     arrays.hold_squares(float(np.abs(values).max(initial=0.0)), "the largest eigenvalue")
     return max(spectrum.rounding, zero_within_residual(spectrum))
