@@ -351,6 +351,10 @@ def test_model_without_parameters():
     with pytest.raises(ValueError, match=r"no parameter that requires a gradient"):
         spectral.Jacobian(frozen, [x32])
     assert spectral.Jacobian(frozen, [x32], params=["*"]).shape == (4, 8)
+    for dtype in (torch.int8, torch.float8_e4m3fn):  # params=["*"] would not help
+        frozen.weight.data = frozen.weight.data.to(dtype)
+        with pytest.raises(TypeError, match=r"the parameter weight is .*8.*, in which no derivative can be computed"):
+            spectral.Jacobian(frozen, [x32])
     assert spectral.Jacobian(nn.Tanh(), [x32.double()], wrt="inputs").dtype == torch.float64
     with pytest.raises(TypeError, match=r"the model or its inputs are torch.int64"):
         spectral.Jacobian(nn.Identity(), [x32.long()], wrt="inputs")

@@ -35,6 +35,7 @@ def select_parameters(model: nn.Module, params: Any) -> dict[str, nn.Parameter]:
     if params is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:
+            _differentiable(named)  # else params=["*"], as the sentence advises, would be refused
             raise ValueError("the model has no parameter that requires a gradient; name some with params=['*'].")
         return _differentiable(chosen)
     if isinstance(params, str):
