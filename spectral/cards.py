@@ -97,9 +97,11 @@ def apart(a: float, b: float, least: int = 2) -> tuple[str, str]:
 
     >>> apart(0.1, 0.3), apart(0.1635, 0.1629)
     (('0.1', '0.3'), ('0.164', '0.163'))
+    >>> apart(3760.0, 50.0)
+    ('3760', '50')
     """
     for digits in range(least, 18):
-        x, y = f"{a:.{digits}g}", f"{b:.{digits}g}"
+        x, y = (f"{z:.0f}" if 10**digits <= abs(z) < 1e9 else f"{z:.{digits}g}" for z in (a, b))
         if x != y:
             break
     return x, y
