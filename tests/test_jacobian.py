@@ -603,11 +603,16 @@ def test_products_work_under_no_grad_and_keep_gradient_mode():
         spectral.Jacobian(model, batches)
 
 
-def test_vector_with_a_graph_gives_a_product_without():
+def test_vector_with_a_graph_is_refused_and_without_one_gives_a_product_without():
     case = CASES["mlp"]
     J = spectral.Jacobian(case.network(), case.batches())
     v, u = (torch.ones(n).double().requires_grad_() for n in (31, 15))
-    assert not (J @ v).requires_grad and not (J.T @ u).requires_grad
+    for A, x in ((J, v), (J.T, u)):
+        with pytest.raises(TypeError, match=r"pass array.detach\(\)"):
+            A @ x
+        assert not (A @ x.detach()).requires_grad
+        with torch.no_grad():
+            assert not (A @ x).requires_grad
 
 
 @pytest.mark.parametrize("name", ["batch-norm", "attention"])
