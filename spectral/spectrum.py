@@ -67,7 +67,7 @@ class Spectrum(Quadrature):
     rounding : float
         What rounding may leave of a 0, in units of lambda: a value of that size or less may be 0, or of the other sign.
     value_error : float
-        How far an atom may be from the truth: `rounding` where all were computed, or the residual of a converged Ritz pair.
+        How far an atom, or what was deflated, may be from the truth: `rounding` where all were computed, or its residual.
 
     Notes
     -----

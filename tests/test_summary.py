@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from spectral import Spectrum, kpm, numerical_rank, slq
+from spectral import Spectrum, as_operator, kpm, numerical_rank, slq
 from spectral.analysis import METRICS, describe_metric, power_law, summary
 from spectral.analysis.counting import zero_within_residual
 from spectral.analysis.jackknife import jackknife
-from spectral.analysis.summary import extreme_of
+from spectral.analysis.summary import effective_parameters, extreme_of, stable_rank
 
 WITH_UNITS = {
     **dict.fromkeys(
@@ -401,3 +401,19 @@ def test_an_entropy_that_noise_makes_negative_has_an_error_of_its_size(n, rank, 
     B = np.random.default_rng(seed).standard_normal((n, rank))
     s, true = summary(slq(B @ B.T, probes=3, steps=steps, seed=seed)), of(np.linalg.eigvalsh(B.T @ B), zeros=n - rank)
     assert abs(s["entropy"] - true["entropy"]) <= 2 * s["entropy_stderr"] <= 10
+
+
+def test_what_is_measured_in_the_largest_eigenvalue_knows_that_it_may_be_larger():
+    """One step sees the mean: no stable rank was within two errors, which had max|λ| for certain."""
+    λ = np.append(np.zeros(30), np.random.default_rng(1).uniform(1, 2, 30))
+    A = as_operator(np.diag(λ))
+    A.nonnegative = True
+    truth = {"stable_rank": (λ / λ.max()).sum(), "n_eff_1e-1": (λ / (λ + 0.1 * λ.max())).sum()}
+    for steps in (1, 4):
+        within = dict.fromkeys(truth, 0)
+        for seed in range(20):
+            s = slq(A, probes=1, steps=steps, seed=seed, progress=False)
+            for name, e in (("stable_rank", stable_rank(s)), ("n_eff_1e-1", effective_parameters(s, 0.1))):
+                within[name] += abs(float(e) - truth[name]) <= 2 * e.stderr
+                assert e.stderr <= float(e)
+        assert min(within.values()) >= 17, (steps, within)  # 20 times 0.95, less two standard errors

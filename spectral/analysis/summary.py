@@ -200,7 +200,19 @@ def _terms(spectrum: Spectrum) -> tuple[Term, Term, Term]:
 
 def stable_rank(spectrum: Spectrum) -> Estimate:
     """Σ|λ| / max|λ|."""
-    return of_sums(spectrum, _terms(spectrum)[:1], lambda s: (s if s > 0 else nan, [1.0]))
+    ratio = of_sums(spectrum, _terms(spectrum)[:1], lambda s: (s if s > 0 else nan, [1.0]))
+    return _and_by(ratio, float(ratio) * (spectrum.scale or 1.0) / (_most(spectrum) or 1.0))
+
+
+def _most(spectrum: Spectrum) -> float:
+    """What max|λ| may be: two errors beyond what the spectrum shows of either end."""
+    ends = [extreme_of(spectrum, side) for side in (1, -1)]
+    return float(np.max([spectrum.scale, *(abs(float(e)) + 2 * float(e.stderr) for e in ends)]))
+
+
+def _and_by(e: Estimate, at_most: float) -> Estimate:
+    """An estimate that would be `at_most` if max|λ| were `_most`, with half of that in its error."""
+    return replace(e, stderr=float(np.hypot(e.stderr, (float(e) - at_most) / 2)))
 
 
 def participation_ratio(spectrum: Spectrum) -> Estimate:
@@ -241,7 +253,11 @@ def effective_parameters(spectrum: Spectrum, z: float) -> Estimate:
     unit = spectrum.scale
     if unit == 0:
         return Estimate(nan, nan)
-    return spectrum.integrate(lambda x: np.abs(x) / (np.abs(x) + z * unit))
+
+    def relative_to(size: float) -> Estimate:
+        return spectrum.integrate(lambda x: np.abs(x) / (np.abs(x) + z * size))
+
+    return _and_by(relative_to(unit), float(relative_to(_most(spectrum))))
 
 
 def skewness(spectrum: Spectrum) -> Estimate:

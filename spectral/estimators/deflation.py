@@ -108,9 +108,9 @@ class Deflation:
         self.vectors = held if vectors is None else vectors if held is None else torch.cat([held, vectors])
 
     def atoms(self, records: list[LanczosRecord]) -> tuple[Atoms, list[np.ndarray], float]:
-        """(atoms, nodes (L, w) that each record gives up for them, largest error of a value)."""
+        """(atoms, nodes (L, w) that each record gives up for them, largest error of a deflated value)."""
         found: list[tuple[float, int, list[list[int]]]] = []
-        error, empty = 0.0, self._empty(records)
+        error, empty = max((one.error for one in self.deflated), default=0.0), self._empty(records)
         for members in self._clusters():
             if self.deflated[members[0]].probe > 0 or not empty[:, members].all(1).any():
                 continue
@@ -119,7 +119,7 @@ class Deflation:
                 rows = [self._nodes(record, k, copies, members) for k, record in enumerate(records)]
                 if all(rows):
                     found.append((float(np.mean(values)), len(copies), rows))
-                    error = max(error, *(self.deflated[i].error for i in copies), float(np.ptp(values)))
+                    error = max(error, float(np.ptp(values)))
         found.sort(key=lambda one: one[0])
         width = max((len(row) for *_, rows in found for row in rows), default=1)
         removed = [padded([rows[k] for *_, rows in found], width) for k in range(len(records))]

@@ -148,14 +148,16 @@ def sign_poles(nearest: float, error: float = SIGN, reach: float = REACH) -> tup
     return w * (2 * nearest / (value.max() + value.min())), odd * nearest**2
 
 
-def envelope(record: LanczosRecord, x: np.ndarray, gone: np.ndarray = NOTHING) -> tuple[np.ndarray, np.ndarray]:
+def envelope(
+    record: LanczosRecord, x: np.ndarray, gone: np.ndarray = NOTHING, off: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Sharp bounds lower <= mu((-inf, t)) <= mu((-inf, t]) <= upper at t = x, (X,) each, from the moments in the record.
 
     Chebyshev-Markov-Stieltjes through the Gauss-Radau rule that has x among its k + 1 nodes (Golub, Meurant 2010, ch. 6):
     lower is the weight of its nodes left of x, upper adds the weight at x. In finite precision T belongs to a matrix whose
     eigenvalues differ by some eps ||A|| (Greenbaum 1989), so that lower is taken at x - 8 eps ||T||, upper at x + 8 eps ||T||,
     eps of the products' dtype; whose eigenvectors turn where eigenvalues are close (`Radau.turned`); and an invariant subspace
-    has a residual, as far as it is not told from 0. O(k) a point.
+    has a residual, as far as it is not told from 0. `off`: how far a deflated one may be from its Ritz value. O(k) a point.
     """
     rules, margin, x = Radau(record), gauss.blur(record), np.asarray(x, dtype=float)
     change = gauss.TURNED * gauss.epsilon(record) * gauss.norm(record) / rules.scale
@@ -168,7 +170,9 @@ def envelope(record: LanczosRecord, x: np.ndarray, gone: np.ndarray = NOTHING) -
         left = rules.left(at, side)
         mass[finite] = left + side * np.maximum(ROUNDING, rules.turned(at, left, change, gone))
         mass = np.clip(mass, 0, 1)
-        mass = gauss.undeflated(record) * mass + gauss.left_of(record.known, record.shares, x + side * margin, name)
+        mass = gauss.undeflated(record) * mass + gauss.left_of(
+            record.known, record.shares, x + side * max(margin, off), name
+        )
         mass = np.clip(mass + side * slack, 0.0, 1.0)
         bounds.append(np.where(x == np.inf, 1.0, np.where(x == -np.inf, 0.0, mass)))
     return bounds[0], bounds[1]

@@ -87,7 +87,7 @@ class Quadrature:
 
     @property
     def value_error(self) -> float:
-        """How far an atom may be from the truth: `rounding` where all were computed, or the residual of a converged Ritz pair."""
+        """How far an atom, or what was deflated, may be from the truth: `rounding` where all were computed, or its residual."""
         return float(self.meta.get("value_error", 0.0))
 
     @property
@@ -158,12 +158,12 @@ class Quadrature:
 
     def probe_envelope(self, k: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The envelope of probe k with the mass of the atoms taken out, and with what positive semi-definiteness adds."""
-        low, high = envelope(self.records[k], x, self.removed[k])
+        low, high = envelope(self.records[k], x, self.removed[k], self.value_error)
         free = gauss.free_share(self.records[k], self.removed[k])
         low = np.clip((low - self._taken(k, x + self.value_error, "right")) / free, 0, 1)
         high = np.clip((high - self._taken(k, x - self.value_error, "right")) / free, 0, 1)
         if self.nonnegative:
-            high = np.where(x < -self.floor, 0.0, high)
+            high = np.where(x < -self.rounding, 0.0, high)
         return np.minimum(low, high), high
 
     def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
