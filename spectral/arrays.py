@@ -462,6 +462,18 @@ def without_graph(t: torch.Tensor) -> torch.Tensor:
     return t.detach()
 
 
+def nodes(starts: Iterable[Any]) -> list[Any]:
+    """The nodes of torch's backward graph from some of them on."""
+    found: dict[Any, None] = {}
+    queue = list(starts)
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in found:
+            found[node] = None
+            queue.extend(following for following, _ in node.next_functions)
+    return list(found)
+
+
 def machine_epsilon(dtype: torch.dtype | str) -> float:
     """Relative rounding unit 2 u of a floating dtype, or of the one of that name."""
     return float(torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eps)

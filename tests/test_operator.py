@@ -408,7 +408,12 @@ def test_products_are_differentiated_and_what_is_not_is_refused():
             taken(S, v)
     named = dict(net.named_parameters())
     assert not G.flatten(named).requires_grad  # parameters are meant by their values
-    torch.autograd.grad((G @ G.flatten({name: 2 * p for name, p in named.items()})).sum(), net.bias)
+    theta = G.flatten({name: 1 * p for name, p in named.items()})
+    torch.testing.assert_close((G + 2 * G) @ theta, 3 * (G @ theta.detach()))
+    with pytest.raises(
+        ValueError, match=r"changes with parameters that its vector was made of, .* multiply v.detach\(\)"
+    ):
+        torch.autograd.grad(theta @ ((G + 2 * G) @ theta), net.bias)  # half of it would be missing
 
 
 SPELT = """

@@ -256,6 +256,9 @@ class SumOverBatches(Operator):
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
         return self.network.local_shapes()
 
+    def _variables(self) -> list[torch.Tensor]:
+        return list(self.network.model.parameters())
+
     def _shards(self, side: str) -> pieces.Shards | None:
         return self.network.shards
 

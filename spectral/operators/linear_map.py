@@ -20,7 +20,10 @@ ROUNDING = 64.0
 
 
 class Differentiated(torch.autograd.Function):
-    """A v as a part of torch's graph: the derivative of u^T A v by v is A^T u. The parameters that A is made of are constants."""
+    """A v as a part of torch's graph: the derivative of u^T A v by v is A^T u.
+
+    A is a constant of that graph, so that v must not be made of what A is made of where the derivative is taken.
+    """
 
     @staticmethod
     def forward(ctx: Any, A: Any, v: torch.Tensor) -> Any:
@@ -29,6 +32,12 @@ class Differentiated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, u: torch.Tensor) -> Any:
+        own = {id(t) for t in ctx.A._variables()}
+        if any(id(getattr(node, "variable", None)) in own for node in arrays.nodes([ctx])):
+            raise ValueError(
+                f"{ctx.A!r} changes with parameters that its vector was made of, and a product has no derivative by the matrix; "
+                "multiply v.detach(), or differentiate the product of torch.func.jvp and torch.func.vjp."
+            )
         return None, ctx.A.T @ u
 
     @staticmethod
@@ -176,6 +185,10 @@ class LinearMap:
         return persist.fingerprint(self.describe())
 
     # Vectors ---------------------------------------------------------------------------------------------------------
+    def _variables(self) -> list[torch.Tensor]:
+        """The tensors of the user's that A is a function of."""
+        return []
+
     def _shards(self, side: str) -> Shards | None:
         """How the vectors that A multiplies ("right"), or its products ("left"), lie over ranks; None: each holds all of them."""
         return None

@@ -658,6 +658,9 @@ class Derived(Operator):
     def sources(self) -> set[Operator]:
         return {leaf for part in self.parts for leaf in part.sources}
 
+    def _variables(self) -> list[torch.Tensor]:
+        return [t for leaf in self.sources for t in leaf._variables()]
+
     @property
     def ranks(self) -> int:  # type: ignore[override]  # a constant of most operators
         return max(part.ranks for part in self.parts)

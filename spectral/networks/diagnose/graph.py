@@ -103,14 +103,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
 
 def nodes(values: Sequence[torch.Tensor]) -> list[Any]:
     """The nodes of the backward graph of some values."""
-    found: dict[Any, None] = {}
-    queue = [z.grad_fn for z in values]
-    while queue:
-        node = queue.pop()
-        if node is not None and node not in found:
-            found[node] = None
-            queue.extend(following for following, _ in node.next_functions)
-    return list(found)
+    return arrays.nodes(z.grad_fn for z in values)
 
 
 def reached_leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
