@@ -127,6 +127,8 @@ class Signs:
     tensor([1, 1, 1], dtype=torch.int8)
     """
 
+    sized = False  # whether they have sizes, which are no integers
+
     def __init__(self, seed: int, n: int, device: torch.device | str = "cpu") -> None:
         generator = np.random.Philox(key=np.array([check_seed(seed), 0], dtype=np.uint64), counter=[0, 0, 0, 3])
         words = np.atleast_1d(generator.random_raw(-(-n // 64))).astype("<u8").view(np.uint8)
@@ -157,6 +159,10 @@ class Signs:
 
     def __getitem__(self, part: slice) -> torch.Tensor:
         low, high, _ = part.indices(self.n)
+        signs = self._signs(low, high)
+        return signs * (1 + torch.arange(low, high, device=signs.device) * GOLDEN % 1) if self.sized else signs
+
+    def _signs(self, low: int, high: int) -> torch.Tensor:
         some = self.bytes[low // 8 : -(-high // 8)]
         if some.device.type == "cpu":  # numpy unpacks ten times as fast
             bits = torch.from_numpy(np.unpackbits(some.numpy()).view(np.int8))
@@ -164,16 +170,15 @@ class Signs:
         return self.table[some.int()].reshape(-1)[low % 8 :][: high - low]
 
 
-def generic_signs(seed: int, n: int, like: torch.Tensor) -> torch.Tensor | Signs:
-    """A vector (n,) for tests of products: signs; of few entries, of which signs may add up to 0, sizes from 1 to 2 as well.
+def generic_signs(seed: int, n: int, device: torch.device | str = "cpu") -> Signs:
+    """For tests of products: signs; of few entries, of which signs may add up to 0, with sizes from 1 to 2.
 
-    >>> generic_signs(0, 4, torch.ones(1)).abs()
+    >>> generic_signs(0, 4)[:].abs()
     tensor([1.0000, 1.6180, 1.2361, 1.8541])
     """
-    drawn = Signs(seed, n, like.device)
-    if n > FEW:
-        return drawn
-    return drawn[:].to(like.dtype) * (1 + torch.arange(n, device=like.device) * GOLDEN % 1).to(like.dtype)
+    drawn = Signs(seed, n, device)
+    drawn.sized = n <= FEW
+    return drawn
 
 
 def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> torch.Tensor:

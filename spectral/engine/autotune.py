@@ -450,7 +450,7 @@ class Tuned:
         self, program: trace.Program, v: torch.Tensor, product: list[torch.Tensor], room: torch.Tensor | None
     ) -> trace.Pieces:
         """A v by the first batch's program in `room`, which holds to `product`, A v, in two calls more; that is emptied first."""
-        trial, r = self.choice.timings["replay"], probes.generic_signs(SIGNS, len(v), v)
+        trial, r = self.choice.timings["replay"], probes.generic_signs(SIGNS, len(v), v.device)
         m, due = sum(piece.numel() for piece in product), linearize.inner(r, product)
         product.clear()
         w = arrays.empty((m,), v) if room is None else room

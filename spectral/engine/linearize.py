@@ -387,20 +387,18 @@ class Adjoint:
         """`back`: u (rows,) -> the pieces of J^T u (n,); `v`: like any v (n,)."""
         self.allowed, self.error = allowed, 0.0
         self.holds = True  # once a product is wrong, what was drawn may be
-        self.v, self.u = probes.generic_signs(1, len(v), v), probes.generic_signs(0, rows, v)
+        self.v, self.u = probes.generic_signs(1, len(v), v.device), probes.generic_signs(0, rows, v.device)
         self.Jv: Held | None = None
         self.pulled: Held | None = list(back(self.u[:].to(v.dtype)))
 
-    def of_forward(
-        self, v: torch.Tensor, Jv: Tensors, there: Callable[[torch.Tensor | probes.Signs], Tensors]
-    ) -> float:
+    def of_forward(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
         """The error of J v; `Wrong` if it is more than allowed. `there`: signs v (n,) -> the pieces of J v (rows,)."""
         error = self._by_drawn(v, Jv, there)
         self._wait()
         return error
 
     def of_transpose(
-        self, u: torch.Tensor | Tensors, pulled: Tensors, there: Callable[[torch.Tensor | probes.Signs], Tensors]
+        self, u: torch.Tensor | Tensors, pulled: Tensors, there: Callable[[probes.Signs], Tensors]
     ) -> float:
         """The error of J^T u, u in one piece or in those of J v; `Wrong` if it is more than allowed."""
         return max(self._identity(inner(u, self._draw(there)), inner(self.v, pulled)), self.error)
@@ -411,7 +409,7 @@ class Adjoint:
         Jv: Tensors,
         u: Tensors,
         pulled: Tensors,
-        there: Callable[[torch.Tensor | probes.Signs], Tensors],
+        there: Callable[[probes.Signs], Tensors],
     ) -> float:
         """The larger error of J v and of J^T u, u made of J v; `Wrong` if it is more than allowed."""
         error = self._by_drawn(v, Jv, there)
@@ -425,7 +423,7 @@ class Adjoint:
         pulled, self.pulled = list(self.pulled or ()), None
         self.pulled = waiting(pulled)
 
-    def _draw(self, there: Callable[[torch.Tensor | probes.Signs], Tensors]) -> Held:
+    def _draw(self, there: Callable[[probes.Signs], Tensors]) -> Held:
         if self.Jv is None:
             due = None
             if self.pulled is not None:
@@ -436,7 +434,7 @@ class Adjoint:
             self.Jv = waiting(Jv)
         return self.Jv
 
-    def _by_drawn(self, v: torch.Tensor, Jv: Tensors, there: Callable[[torch.Tensor | probes.Signs], Tensors]) -> float:
+    def _by_drawn(self, v: torch.Tensor, Jv: Tensors, there: Callable[[probes.Signs], Tensors]) -> float:
         """With J^T u, while that is there, and where v may be blind with what is drawn in its place, too."""
         error = self._identity(inner(self.u, Jv[:1]), inner(v, self.pulled)) if self.pulled is not None else 0.0
         if not is_generic(v):
@@ -534,7 +532,7 @@ def inner(x: Vector, pieces: Held) -> tuple[float, float]:
     for own, some, unit in beside(x, pieces):
         value += unit * _dot(own, some)
         of_y += unit * unit * _dot(some, some)
-        of_x += len(some) if isinstance(x, probes.Signs) else _dot(own, own)
+        of_x += len(some) if isinstance(x, probes.Signs) and not x.sized else _dot(own, own)
         entries += len(some)
     return value, math.sqrt(of_y) * math.sqrt(of_x / max(entries, 1))
 
