@@ -379,6 +379,28 @@ def test_products_are_those_of_the_gradients_where_a_path_has_none(engine):
     assert torch.allclose(G @ torch.eye(35, dtype=torch.float64), expected.T @ inner @ expected, rtol=1e-12)
 
 
+class Scaled(nn.Module):
+    """Gradients that a hook scales are no gradient of a function, and forward mode does not see the hook in its tangents."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.a, self.b, self.factor = nn.Linear(3, 4), nn.Linear(4, 2), factor
+
+    def forward(self, x):
+        h = self.a(x)
+        if h.requires_grad:
+            h.register_hook(lambda g: self.factor * g)
+        return self.b(h.tanh())
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, 0.1])
+def test_hessian_of_scaled_gradients_is_refused_at_its_first_product(factor):
+    torch.manual_seed(0)
+    data = [(torch.randn(5, 3).double(), torch.tensor([0, 1, 0, 1, 1]))]
+    with pytest.raises(ValueError, match=r"no engine multiplies this matrix"):
+        Hessian(Scaled(factor).double(), nn.CrossEntropyLoss(), data) @ torch.randn(26, dtype=torch.float64)
+
+
 class Halved(torch.autograd.Function):
     """(x_0, x_0, x_2), with a rule of forward mode that gives 0 for the first two, as torch's of logcumsumexp may."""
 

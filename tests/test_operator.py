@@ -414,6 +414,16 @@ def test_products_are_differentiated_and_what_is_not_is_refused():
         ValueError, match=r"changes with parameters that its vector was made of, .* multiply v.detach\(\)"
     ):
         torch.autograd.grad(theta @ ((G + 2 * G) @ theta), net.bias)  # half of it would be missing
+    P = torch.nn.Parameter(M.clone())
+    with pytest.raises(ValueError, match=r"changes with parameters that its vector was made of"):
+        torch.autograd.grad((as_operator(P) @ (P**2).sum(1)).sum(), P)
+    w = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    product, named = G @ w, G.unflatten(w)
+    assert named["weight"].requires_grad  # a leaf that is no parameter keeps its graph
+    with torch.no_grad():
+        net.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"has changed since the product whose derivative is taken"):
+        torch.autograd.grad(product.sum(), w)
 
 
 SPELT = """

@@ -60,7 +60,10 @@ class DispatchMode(TorchDispatchMode):
 
 
 class TangentsLikeGradients(TorchFunctionMode):
-    """What is called under `torch.no_grad` has no tangent either: forward mode alone would go through it."""
+    """What is called under `torch.no_grad` has no tangent either: forward mode alone would go through it.
+
+    Not seen: what scripts, other threads and transforms of torch.func inside do there. Tests of products refuse these.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.is_grad_enabled():

@@ -257,7 +257,8 @@ class SumOverBatches(Operator):
         return self.network.local_shapes()
 
     def _variables(self) -> list[torch.Tensor]:
-        return list(self.network.model.parameters())
+        given = (self.network.model, self.network.loss.given, self.network.of)
+        return [p for module in given if isinstance(module, torch.nn.Module) for p in module.parameters()]
 
     def _shards(self, side: str) -> pieces.Shards | None:
         return self.network.shards

@@ -95,7 +95,11 @@ def _with(tree: Any, place: Place, new: Mapping[Place, Any], changed: set[Place]
 
 def _copied(tree: Any, function: Callable[[Any, Any], Any], copies: dict[int, Any]) -> Any:
     """An object of the same kind that holds function(key, part) for each part, which may lead back to it."""
-    other = copies[id(tree)] = copy.copy(tree)
+    other = copy.copy(tree)
+    if other is tree:  # its own __copy__
+        other = object.__new__(type(tree))
+        vars(other).update(vars(tree))
+    copies[id(tree)] = other
     for key, part in children(tree) or []:
         object.__setattr__(other, key, function(key, part))  # frozen dataclasses too
     return other

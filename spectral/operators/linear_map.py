@@ -28,15 +28,24 @@ class Differentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, A: Any, v: torch.Tensor) -> Any:
         ctx.A = A
+        ctx.save_for_backward(*A._variables())  # so that torch tells when they are written to
         return A @ v.detach()
 
     @staticmethod
     def backward(ctx: Any, u: torch.Tensor) -> Any:
-        own = {id(t) for t in ctx.A._variables()}
+        try:
+            own = set(map(id, ctx.saved_tensors))
+        except RuntimeError as problem:
+            if "inplace" not in str(problem):  # a second time through one graph, say
+                raise
+            raise ValueError(
+                f"{ctx.A!r} has changed since the product whose derivative is taken: its parameters were written to; take the "
+                "derivative before, or multiply again."
+            ) from problem
         if any(id(getattr(node, "variable", None)) in own for node in arrays.nodes([ctx])):
             raise ValueError(
                 f"{ctx.A!r} changes with parameters that its vector was made of, and a product has no derivative by the matrix; "
-                "multiply v.detach(), or differentiate the product of torch.func.jvp and torch.func.vjp."
+                "multiply v.detach(), or a v whose part that was made of them is detached."
             )
         return None, ctx.A.T @ u
 

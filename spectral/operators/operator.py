@@ -558,8 +558,8 @@ class Operator(LinearMap):
 
 
 def _value(t: torch.Tensor) -> torch.Tensor:
-    """A parameter's numbers; what is made of parameters keeps its graph."""
-    return t.detach() if t.is_leaf else t
+    """A parameter's numbers; all else keeps its graph."""
+    return t.detach() if isinstance(t, torch.nn.Parameter) else t
 
 
 def _number(value: Any) -> float:
