@@ -474,6 +474,12 @@ def nodes(starts: Iterable[Any]) -> list[Any]:
     return list(found)
 
 
+def reached_leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The leaves that the values depend on, themselves among them where they are leaves."""
+    ends = [node.variable for node in nodes(z.grad_fn for z in values) if hasattr(node, "variable")]
+    return [*ends, *(z for z in values if z.requires_grad and z.grad_fn is None)]
+
+
 def machine_epsilon(dtype: torch.dtype | str) -> float:
     """Relative rounding unit 2 u of a floating dtype, or of the one of that name."""
     return float(torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eps)

@@ -127,12 +127,11 @@ class Signs:
     tensor([1, 1, 1], dtype=torch.int8)
     """
 
-    sized = False  # whether they have sizes, which are no integers
-
-    def __init__(self, seed: int, n: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, seed: int, n: int, device: torch.device | str = "cpu", sized: bool = False) -> None:
+        """`sized`: with sizes from 1 to 2, so that a slice is floating."""
         generator = np.random.Philox(key=np.array([check_seed(seed), 0], dtype=np.uint64), counter=[0, 0, 0, 3])
         words = np.atleast_1d(generator.random_raw(-(-n // 64))).astype("<u8").view(np.uint8)
-        self.bytes, self.n = torch.from_numpy(words).to(device), n
+        self.bytes, self.n, self.sized = torch.from_numpy(words).to(device), n, sized
         if self.bytes.device.type != "cpu":  # the signs of each byte
             bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
             self.table = torch.from_numpy(2 * bits.view(np.int8) - 1).to(device)
@@ -176,9 +175,7 @@ def generic_signs(seed: int, n: int, device: torch.device | str = "cpu") -> Sign
     >>> generic_signs(0, 4)[:].abs()
     tensor([1.0000, 1.6180, 1.2361, 1.8541])
     """
-    drawn = Signs(seed, n, device)
-    drawn.sized = n <= FEW
-    return drawn
+    return Signs(seed, n, device, sized=n <= FEW)
 
 
 def signs(seed: int, n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -95,11 +95,11 @@ class Estimate:
 
     def __str__(self) -> str:
         value, stderr = np.asarray(self.value, np.float64), np.asarray(self.stderr, np.float64)
-        if bounds := self._apart():
+        if bounds := self._bounds():
             return f"{value.item():.6g} in [{', '.join(bounds)}]"
         return listed(value.ravel(), np.broadcast_to(stderr, value.shape).ravel())
 
-    def _apart(self) -> list[str]:
+    def _bounds(self) -> list[str]:
         """The bounds of a number that nothing random has touched and that is not exact either: in six digits they differ."""
         if np.size(self.value) != 1 or np.any(self.stderr) or np.any(np.isnan(self.lower) | np.isnan(self.upper)):
             return []
@@ -111,7 +111,8 @@ class Estimate:
         v, e = value.ravel(), stderr.ravel()
         took = cards.counted(self.products, "product")
         took += f", {cards.counted(self.probes, 'random vector')}" * (self.probes > 0)
-        sure = "0: nothing random, see its bounds" if self._apart() else "0: exact"
+        bounds = self._bounds()
+        sure = "0: nothing random, see its bounds" if bounds else "0: exact"
         rows = [("one standard error", f"at most {e.max(initial=0.0):.2g}" if e.any() else sure)]
         rows += [("it took", f"{self.method}: {took}" if self.method else took)]
         if len(v) == 1:
@@ -123,7 +124,7 @@ class Estimate:
                 cards.Mark(np.concatenate([v - reach, v + reach]), np.zeros(2)),
             ]
             picture = cards.chart(marks, "value, ± two standard errors", "", f"{self}", y_range=(-1.0, 1.0))
-            title = str(self) if self._apart() else cards.with_error(float(v[0]), float(e[0]))
+            title = str(self) if bounds else cards.with_error(float(v[0]), float(e[0]))
             return cards.card(title, rows, picture * bool(e.any()))
         order = np.argsort(-v, kind="stable")
         v, (down, up) = v[order], cards.whiskers(v, e)[:, order]

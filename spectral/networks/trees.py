@@ -72,12 +72,19 @@ def mapped(function: Callable[[Place, Any], Any], tree: Any) -> Any:
     objects: dict[int, tuple[Place, Any]] = {}
     met = list(_walk(tree, (), (), objects))
     new = {place: function(place, leaf) for place, leaf, again in met if not again}
+    back: dict[Place, list[Place]] = {}  # where an object was met first -> where it was met again
+    for place, leaf, again in met:
+        if again and id(leaf) in objects:
+            back.setdefault(objects[id(leaf)][0], []).append(place)
     changed: set[Place] = set()
-    more = [place for place, leaf, again in met if not again and new[place] is not leaf]
-    while more:
-        changed.update(place[:i] for place in more for i in range(len(place) + 1))
-        back = ((place, leaf) for place, leaf, again in met if again and place not in changed)
-        more = [place for place, leaf in back if id(leaf) in objects and objects[id(leaf)][0] in changed]
+    todo = [place for place, leaf, again in met if not again and new[place] is not leaf]
+    while todo:
+        place = todo.pop()
+        for above in (place[:i] for i in range(len(place), -1, -1)):
+            if above in changed:
+                break
+            changed.add(above)
+            todo += back.get(above, ())
     return _with(tree, (), new, changed, {})
 
 

@@ -28,8 +28,7 @@ class Dense(Operator):
             raise ValueError(f"an operator is a matrix, but the array has shape {tuple(matrix.shape)}.")
         super().__init__(tuple(matrix.shape), matrix.dtype, matrix.device)  # type: ignore[arg-type]
         self.matrix = matrix.detach()
-        leaves = [node.variable for node in arrays.nodes([matrix.grad_fn]) if hasattr(node, "variable")]
-        self.made_of = leaves or [matrix] * matrix.requires_grad
+        self.made_of = arrays.reached_leaves([matrix])
         self.args = (self.matrix,)
         _hold_finite(self._entries()[0])
         if matrix.layout == torch.strided:

@@ -25,7 +25,7 @@ from spectral.failures import first_line, is_own
 from spectral.networks.batches import is_finite, part
 from spectral.networks.data_model import FAILURES, DataModel, FirstBatch
 from spectral.networks.dataset import DatasetInfo, NotFinite
-from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts, reached_leaves
+from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
 from spectral.networks.model_state import Kept, Snapshot, between_calls, emptied
@@ -318,7 +318,7 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
             raise ValueError("loss= gives two values for one output of the model: it is random; remove the noise.")
         if first.total is not None and _differ(first.total, total.detach(), total.dtype):
             raise ValueError(derived)  # without what it makes of the derivatives
-        ends = {id(t) for t in reached_leaves([total])}
+        ends = {id(t) for t in arrays.reached_leaves([total])}
         read = [name for name in network.names if id(leaves[name]) in ends or id(own[name]) in ends]
         if read:
             raise ValueError(

@@ -90,7 +90,7 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
                 kinds |= {t.dtype for t in node.saved_tensors if t is not None and t.numel()}
     # of 8 bits no test would be left
     kinds |= {kind for node, places in read.items() for kind in dtypes_of(node, places) if kind.itemsize > 1}
-    ends = {id(t) for t in reached_leaves([z, *below])}
+    ends = {id(t) for t in arrays.reached_leaves([z, *below])}
     return GraphFacts(
         z.detach(),
         size,
@@ -104,9 +104,3 @@ def graph_facts(function: Function, primals: Tensors, others: Tensors = (), belo
 def nodes(values: Sequence[torch.Tensor]) -> list[Any]:
     """The nodes of the backward graph of some values."""
     return arrays.nodes(z.grad_fn for z in values)
-
-
-def reached_leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The leaves that the values depend on, themselves among them where they are leaves."""
-    ends = [node.variable for node in nodes(values) if hasattr(node, "variable")]
-    return [*ends, *(z for z in values if z.requires_grad and z.grad_fn is None)]
