@@ -548,3 +548,65 @@ def test_a_way_that_is_not_symmetric_is_refused_whether_or_not_its_second_produc
         product = H @ v
         assert call == 0 or torch.allclose(product, due @ v, rtol=1e-12, atol=1e-14)
     assert H.engine.choices["H v"].way == "fresh" and "<u, H v> and <v, H u> differ" in H.describe()["reason"]
+
+
+class Shared(nn.Module):
+    """Weights that are used once, several times, transposed, and never; one of them is its own gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.inner, self.back = nn.Embedding(9, 5), nn.Linear(5, 7), nn.Linear(7, 5, bias=False)
+        self.idle, self.plain = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, ids):
+        hidden = self.words(ids).mean(1)
+        for _ in range(3):
+            hidden = self.back(torch.tanh(self.inner(hidden)))
+        own = (self.inner.weight**2).sum() + (self.back.weight.T @ self.back.weight).sum()
+        return hidden @ self.words.weight.T + own
+
+
+def test_parts_of_a_large_gradient_are_added_where_they_come_in_a_second_backward_pass(monkeypatch):
+    """Autograd keeps what one operation gives until the last has given: a copy more of each large parameter."""
+    monkeypatch.setattr(linearize, "LARGE", 1)
+    torch.manual_seed(0)
+    net, ids, labels = Shared().double(), torch.randint(9, (4, 6)), torch.randint(9, (4,))
+    names, primals = zip(*((name, p.detach()) for name, p in net.named_parameters()), strict=True)
+
+    class Half(torch.autograd.Function):
+        """|w|^2 / 2, whose gradient is the leaf itself, so that the cotangent goes straight into it."""
+
+        @staticmethod
+        def forward(ctx, w):
+            ctx.save_for_backward(w)
+            return (w**2).sum() / 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return ctx.saved_tensors[0] if bool(g == 1) else g * ctx.saved_tensors[0]
+
+    def total(*values):
+        named = dict(zip(names, values, strict=True))
+        return nn.functional.cross_entropy(torch.func.functional_call(net, named, (ids,)), labels) + Half.apply(
+            named["plain"]
+        )
+
+    lin = linearize.ReverseOverReverse(total, primals)
+    tangents = [torch.randn_like(p) for p in primals]
+    due = torch.autograd.functional.hvp(total, primals, tuple(tangents))[1]
+    handed, grad = [], torch.autograd.grad
+
+    def seen(*given, **options):
+        handed.append(grad(*given, **options))
+        return handed[-1]
+
+    lin.jvp(tangents)
+    monkeypatch.setattr(torch.autograd, "grad", seen)
+    for _ in range(2):
+        lin.room = room = torch.full((sum(p.numel() for p in primals),), torch.nan, dtype=torch.float64)
+        found = lin.jvp(tangents)
+        places = room.split([p.numel() for p in primals])
+        for name, w, h, place, given in zip(names, found, due, places, handed[-1], strict=True):
+            assert torch.allclose(w, h, rtol=1e-12, atol=1e-14), name
+            assert name == "idle" or w.data_ptr() == place.data_ptr()
+            assert (given is None) == (name != "plain"), name  # what autograd itself was left to sum

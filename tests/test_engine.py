@@ -1,7 +1,9 @@
 """Both ways give the derivative; programs give what their way gives; the choice is measured and says its reason."""
 
+import gc
 import shutil
 import warnings
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -590,6 +592,25 @@ def test_recording_is_given_up_at_the_first_constant_that_does_not_fit():
         with pytest.raises(trace.Unrecordable, match="would keep exceeds the memory budget"):
             trace.record(function, v, room, there)
     assert trace.record(function, v, 1600).held == 1600
+
+
+def test_the_vector_that_a_program_was_recorded_with_is_gone_without_a_collection(monkeypatch):
+    """Of a model's size: a vector more until Python looks for cycles, which it may not do in a whole run."""
+    given, copy = [], trace.arrays.copy
+
+    def copied(v):
+        made = copy(v)
+        given.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(trace.arrays, "copy", copied)
+    B = torch.randn(10, 10).double()
+    gc.disable()
+    try:
+        program = trace.record(lambda v: (B @ v,), torch.ones(10).double())
+        assert len(given) == 1 and given[0]() is None and len(program.constants) == 1
+    finally:
+        gc.enable()
 
 
 def test_a_forward_pass_that_runs_for_each_output_is_kept_once(recorders):

@@ -67,6 +67,7 @@ def test_signs_wait_in_bits_for_the_next_product_of_a_hessian():
     H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)])
 
     def alive():
+        gc.collect()  # what other tests have left would go in between
         return sum(isinstance(o, torch.Tensor) and o.shape == (24,) for o in gc.get_objects())
 
     z = torch.from_numpy(np.where(np.arange(24) % 3, 1, -1).astype(np.float32))
@@ -75,6 +76,31 @@ def test_signs_wait_in_bits_for_the_next_product_of_a_hessian():
     assert alive() == before + 1 and w.shape == (24,)
     z *= 2  # the product is held to what was multiplied, not to this
     assert torch.allclose(H @ z, 2 * w, atol=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [spectral.GaussNewton, spectral.Hessian])
+def test_no_vector_waits_for_a_collection(matrix):
+    """Garbage in cycles goes when Python looks for it, which long products that allocate few objects put off."""
+    model, x, y = (
+        nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5)),
+        torch.randn(40, 20),
+        torch.arange(40) % 5,
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        A = matrix(model, nn.CrossEntropyLoss(), [(x, y)])
+        for _ in range(12):  # a program is recorded and proved
+            A @ torch.randn(A.shape[1])
+        spectral.slq(A, probes=2, steps=20, progress=False)
+        A @ torch.randn(A.shape[1], 8)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [o for o in gc.garbage if isinstance(o, torch.Tensor) and o.numel() >= A.shape[1]]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 @pytest.mark.parametrize("matrix", [spectral.GaussNewton, spectral.Hessian])

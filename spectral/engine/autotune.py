@@ -284,7 +284,7 @@ class Tuned:
         trace.add_pieces(w, pieces, new)
 
     def _by_way(self, v: torch.Tensor, room: torch.Tensor | None = None) -> trace.Pieces:
-        """The product in a way, which is tested and timed while it is new; perhaps in `room`, once it is not."""
+        """The product in a way, which is tested and timed while it is new; perhaps in `room`, but for its first, which waits."""
         choice, kept, leads = self.choice, self.kept, self.work.leads
         while True:
             if leads:
@@ -296,7 +296,7 @@ class Tuned:
                 if kept.way != way or kept.maps is None:
                     made, kept.way, kept.maps = True, way, None  # the other's graph goes first
                     kept.maps = self.work.linearize(way)
-                heavy = not young and room is not None and room.nbytes > arrays.HEAVY
+                heavy = room is not None and room.nbytes > arrays.HEAVY and not (young and way not in choice.timings)
                 product = kept.maps.product_in(v, room if heavy else None)
                 if young and len(choice.ways) > 1 and not all(arrays.all_finite(piece) for piece in product):
                     raise linearize.Wrong("the product holds NaN or infinity")

@@ -23,8 +23,10 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -43,12 +45,15 @@ MOST_ROWS = 1 << 10
 PART = 1 << 20  # entries of a vector that are looked at at a time
 TINY = 1e-25  # of a sum of squares in float32: below, and beyond what it holds, float64 tells
 LOOKS = 32  # entries of a user's vector that tell whether it is like a random one
+LARGE = 1 << 20  # entries of a parameter, parts of whose gradient do not wait for one another
 CALLS = 3  # products of the first batch on which a program is held to its way, and in which a way is timed
 Function = Callable[..., torch.Tensor]
 Tensors = Sequence[torch.Tensor]
 Vector = torch.Tensor | probes.Signs | Tensors
 Held = Sequence[torch.Tensor | tuple[torch.Tensor, float]]  # pieces, or pieces over a unit
 Waiting = list[torch.Tensor | tuple[torch.Tensor, float]]  # the same, to be emptied
+Place = tuple[int, int, bool]  # of what a node of the graph gives: which, of which leaf, whether transposed
+Giver = tuple[Any, Sequence[Place]]
 Linear = Callable[[torch.Tensor], Tensors]  # a vector -> what follows one another in its image
 
 
@@ -100,16 +105,28 @@ def _copied(tangents: Tensors) -> tuple[torch.Tensor, ...]:
     return tuple(t.clone() if private.is_view(t) else t for t in tangents)
 
 
-def _through(links: Sequence[GradientEdge | None], weights: Tensors, leaves: Tensors) -> tuple[torch.Tensor, ...]:
-    """A backward pass from where some tensors begin, zeros for leaves that nothing leads to; the graph stays."""
+def _through(
+    links: Sequence[GradientEdge | None],
+    weights: Tensors,
+    leaves: Tensors,
+    there: Mapping[int, torch.Tensor] = MappingProxyType({}),
+) -> tuple[torch.Tensor, ...]:
+    """A backward pass from where some tensors begin, zeros for leaves that nothing leads to; the graph stays.
+
+    `there`: the parts of some leaves' gradients that `written` has once the pass is over.
+    """
     linked = [(g, t) for g, t in zip(links, weights, strict=True) if g is not None]
-    if not linked:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    outputs, cotangents = zip(*linked, strict=True)
-    pulled = torch.autograd.grad(
-        outputs, leaves, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return tuple(t.detach() for t in pulled)  # torch 2.6 materialises zeros that require gradients
+    pulled: Sequence[torch.Tensor | None] = (None,) * len(leaves)
+    if linked:
+        outputs, cotangents = zip(*linked, strict=True)
+        pulled = torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True, allow_unused=True)
+    made = []
+    for i, (leaf, g) in enumerate(zip(leaves, pulled, strict=True)):
+        if g is None:
+            made.append(there[i] if i in there else torch.zeros_like(leaf))
+        else:  # the cotangent itself, where a tensor is the leaf
+            made.append(there[i].add_(g.detach()) if i in there else g.detach())
+    return tuple(made)
 
 
 @functools.cache
@@ -133,31 +150,67 @@ def pushed(function: Function) -> Function:
 
 
 @contextmanager
-def written(leaves: Tensors, room: torch.Tensor | None) -> Iterator[None]:
+def written(
+    leaves: Tensors, room: torch.Tensor | None, givers: Sequence[Giver] = ()
+) -> Iterator[dict[int, torch.Tensor]]:
     """Inside, a backward pass writes the leaves' gradients, one behind the other, into `room` if it has their size and dtype.
 
-    Each is written as soon as it is there, and its own memory is free again: there are never two of such a vector.
+    Each is written as soon as it is there, and its own memory is free again: there are never two of such a vector. What `givers`
+    give is added as it comes, for torch would keep what one of them gave until the last has given: of those leaves the gradients
+    are in what is yielded.
     """
+    there: dict[int, torch.Tensor] = {}
     if (
         room is None
         or sum(leaf.numel() for leaf in leaves) != room.numel()
         or any(p.dtype != room.dtype for p in leaves)
     ):
-        yield
+        yield there
         return
+    pieces = room.split([leaf.numel() for leaf in leaves])
+    parts = [part.view(p.shape) for p, part in zip(leaves, pieces, strict=True)]
 
     def write(into: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         return into.copy_(g)  # which a sparse one becomes dense in
 
-    parts = room.split([leaf.numel() for leaf in leaves])
-    hooks = [
-        p.register_hook(functools.partial(write, part.view(p.shape))) for p, part in zip(leaves, parts, strict=True)
+    def add(places: Sequence[Place], given: Tensors, _: Any) -> tuple[torch.Tensor | None, ...]:
+        left: list[torch.Tensor | None] = list(given)
+        for k, i, transposed in places:
+            if (g := left[k]) is not None:
+                part = parts[i].T if transposed else parts[i]
+                _ = part.add_(g) if i in there else part.copy_(g)
+                there[i], left[k] = parts[i], None
+        return tuple(left)
+
+    early = {i for _, places in givers for _, i, _ in places}
+    hooks = [node.register_hook(functools.partial(add, places)) for node, places in givers]
+    hooks += [
+        p.register_hook(functools.partial(write, part))
+        for i, (p, part) in enumerate(zip(leaves, parts, strict=True))
+        if i not in early
     ]
     try:
-        yield
+        yield there
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def givers_of(starts: Iterable[Any], leaves: Tensors) -> list[Giver]:
+    """The nodes of a backward graph that each give a part of the gradient of a large leaf, and at which places."""
+    large = {id(p): i for i, p in enumerate(leaves) if p.numel() >= LARGE}
+    there = arrays.nodes(starts) if large else []
+
+    def find(node: Any) -> tuple[int, bool] | None:
+        """The leaf that a node hands all that it gets on to, and whether transposed."""
+        if hasattr(node, "variable"):
+            return (large[id(node.variable)], False) if id(node.variable) in large else None
+        beyond = find(node.next_functions[0][0]) if node is not None and node.name() == "TBackward0" else None
+        return beyond and (beyond[0], not beyond[1])
+
+    into = {node: found for node in there if (found := find(node)) is not None}
+    places = ((node, [(k, *into[to]) for k, (to, _) in enumerate(node.next_functions) if to in into]) for node in there)
+    return [(node, some) for node, some in places if some and node not in into]
 
 
 class ForwardMode:
@@ -308,6 +361,7 @@ class ReverseOverReverse(ForwardOverReverse):
 
     _leaves: tuple[torch.Tensor, ...] = ()
     _gradients: tuple[GradientEdge | None, ...] | None = None
+    _givers: Sequence[Giver] = ()
 
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         if self._gradients is None:
@@ -315,12 +369,14 @@ class ReverseOverReverse(ForwardOverReverse):
             with math_attention():  # the fused one has no double backward
                 value = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
             self._gradients = edges(value)
+            if not trace.recording():
+                self._givers = givers_of((edge.node for edge in self._gradients if edge is not None), self._leaves)
             if self.see is not None:
                 self.see([t.detach() for t in value])
             del value
         room, self.room = self.room, None
-        with written(self._leaves, room):
-            return _through(self._gradients, tangents, self._leaves)
+        with written(self._leaves, room, self._givers) as there:
+            return _through(self._gradients, tangents, self._leaves, there)
 
 
 class CentralDifference(ForwardOverReverse):
@@ -488,7 +544,7 @@ def waiting(pieces: Waiting) -> Waiting:
         large = len(piece) > PART and piece.dtype == torch.float32
         largest = max(map(abs, map(float, torch.aminmax(piece)))) if large else 0.0
         if not 0 < largest < math.inf:
-            held.append(piece)
+            held.append(piece.clone() if private.is_view(piece) else piece)  # others write to what it is a view of
             continue
         half = torch.empty_like(piece, dtype=torch.half)
         for some, rounded in zip(piece.split(PART), half.split(PART), strict=True):

@@ -86,8 +86,9 @@ class Tracer(private.DispatchMode):
 
     def _name(self, tensor: torch.Tensor, node: Node, version: int | None = None) -> None:
         key = id(tensor) if version is None else (id(tensor), version)
-        self.nodes[key] = node
-        self.alive[key] = weakref.ref(tensor, lambda _: self.nodes.pop(key, None))
+        nodes = self.nodes  # not self, so that the inputs go with whoever holds the tracer, and not at a collection
+        nodes[key] = node
+        self.alive[key] = weakref.ref(tensor, lambda _: nodes.pop(key, None))
 
     def node_of(self, tensor: torch.Tensor) -> Node:
         """The node of a recorded value, or of a constant."""
