@@ -70,7 +70,7 @@ MODELS = {
     "vgg11": vgg,
     "resnet18": resnet,
     "gpt2, 2 blocks": lambda: transformer(768, 2),
-    "square 2048": lambda: nn.Linear(2048, 2048),
+    "square 2048": lambda: nn.Sequential(nn.Linear(2048, 2048)),
 }
 
 

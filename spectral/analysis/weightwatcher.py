@@ -31,7 +31,6 @@ EQUAL = 1e-12  # eigenvalues that differ by less, relative to the largest, are e
 # Of λmin/λmax: eigh of a Gram matrix in float64 leaves errors of a few eps·λmax, 1e-5 of the smallest here
 RESOLVED = 1e-10
 ROWS = 1 << 19  # entries of W that are float64 at a time
-COLUMNS = 128  # of the Gram matrix at a time: wide enough for a fast product
 BLOCK = 1 << 20  # distances at a time
 FEW = 1 << 16  # distances that are cheaper to look at than to leave out
 POINTS = 16  # of a tail, at which its distance is first looked at
@@ -56,9 +55,7 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
     M = W.shape[1]
     G = arrays.double_zeros((M, M), W.device)
     for rows in W.split(max(ROWS // M, 1)):
-        rows = arrays.double(rows)
-        for j in range(0, M, COLUMNS):
-            G[j : j + COLUMNS, : j + COLUMNS].addmm_(rows[:, j : j + COLUMNS].T, rows[:, : j + COLUMNS])
+        _add_gram(G, arrays.double(rows))
     if not bool(torch.isfinite(G.diagonal()).all()):
         raise NotFinite("it holds NaN, infinity, or a number whose square is none in float64")
     rows = W[:0]  # the last block is free again
@@ -67,6 +64,16 @@ def squared_singular_values(W: Tensor) -> tuple[Array, str]:
         return values, "gram"
     del G, rows
     return torch.linalg.svdvals(arrays.double(W)).flip(0).square().cpu().numpy(), "svd"
+
+
+def _add_gram(G: Tensor, rows: Tensor) -> None:
+    """The lower triangle of G += rows^T rows; BLAS has it in half of a product's operations, and torch has no name for that."""
+    if G.device.type != "cpu":
+        G.addmm_(rows.T, rows)
+        return
+    turned = rows.stride(0) == 1 and len(rows) > 1  # columns in one piece
+    a = rows.numpy() if turned else rows.T.numpy()
+    scipy.linalg.blas.dsyrk(1.0, a, beta=1.0, c=G.T.numpy(), trans=turned, overwrite_c=True)
 
 
 def _eigenvalues(G: Tensor) -> Array:
