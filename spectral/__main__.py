@@ -238,7 +238,8 @@ def task(config: DictConfig) -> None:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)  # in a process that a launcher has started
     ranks.join()
-    overrides = [text for text in job.overrides.task if not text.startswith("resume=")]
+    typed = (*job.overrides.task, *job.overrides.hydra)  # the folder that was named, too; hydra adds a mode
+    overrides = [text for text in typed if not text.startswith(("resume=", "hydra.mode="))]
     sweep = job.mode == RunMode.MULTIRUN
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

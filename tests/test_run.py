@@ -361,6 +361,17 @@ def comparable(path: Path) -> dict:
     return {key: result[key] for key in ("metrics", "estimates")}
 
 
+def test_the_command_that_goes_on_writes_into_the_folder_that_was_named(here: Path, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(run, "execute", lambda config, folder, command, asked: told.append((Path(folder), command)))
+    given = ["operator=hessian", "hydra.run.dir=a folder", "data.train=20"]
+    call(monkeypatch, *given)
+    ((folder, command),) = told
+    assert folder.name == "a folder" and sorted(shlex.split(command)) == sorted(["spectral", *given])
+    call(monkeypatch, *shlex.split(command)[1:], "resume=true")
+    assert told[1] == (folder, command)
+
+
 def test_an_interrupted_experiment_goes_on_to_the_same_numbers(here: Path, monkeypatch, capsys) -> None:
     real = run.run_cell
     calls: list[object] = []

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +108,19 @@ def test_the_curvature_rises_to_where_cohen_says(tmp_path: Path):
     run.execute(composed(tmp_path, "experiment=edge_of_stability"), tmp_path / "run")
     answer = json.loads((tmp_path / "run" / "result.json").read_text())["answer"]
     assert answer["verdict"] == "yes", answer["sentence"]
+
+
+def test_a_study_counts_kinds_of_networks_as_an_experiment_does(tmp_path: Path, monkeypatch):
+    from spectral.experiments import edge_of_stability as module
+
+    found = SimpleNamespace(values=[1.0], residuals=[0.0], vectors=None)
+    monkeypatch.setattr(module, "top", lambda *args, **options: found)
+    made = composed(tmp_path, "experiment=edge_of_stability", "data.train=20", "model.options.widths=[4]")
+    made["experiment"] |= {"rates": [0.1, 0.05], "adam_rates": [], "steps": 24, "every": 1}
+    run.execute(made | {"choices": {"model": "tanh", "data": "digits"}}, tmp_path / "run")
+    sentence = json.loads((tmp_path / "run" / "result.json").read_text())["answer"]["sentence"]
+    # of (64 + 1) 4 + (4 + 1) 10 parameters, trained at two rates
+    assert "one small network (tanh on digits, 310 parameters)" in sentence
 
 
 def test_an_error_over_blocks_knows_a_series_that_remembers():

@@ -192,7 +192,8 @@ def _study(study: Study, config: dict[str, Any], folder: Path, store: RunStore) 
     estimates = {n: {k: {"value": float(e), "stderr": float(e.stderr)} for k, e in each.items()} for n, each in told}
     said = {"metrics": {study.name: metrics}, "estimates": {study.name: estimates}, "conditions": dict(findings.words)}
     about = names_of(config, *(group for group in ("model", "data") if group in READS[study.name]), between=" on ")
-    sizes = [int(part.facts["parameters"]) for part in parts.values() if "parameters" in part.facts]
+    # of each kind of network once, as in an experiment: seeds and rates train the same one again
+    sizes = sorted({int(part.facts["parameters"]) for part in parts.values() if "parameters" in part.facts})
     about = verdict.scope(sizes, about) if about and sizes else about
     report = charts.report(study, findings, about)
     return replace(report, cost=spent), {**said, "cells": cells}

@@ -18,7 +18,7 @@ import torch
 from spectral import arrays
 
 KINDS = {"KFACLinearOperator", "KFACInverseLinearOperator"}  # EKFAC is a kind of KFAC
-DAMPED = "pass KFACInverseLinearOperator(K, damping=...) instead"
+DAMPED = "pass KFACInverseLinearOperator(K, damping=...) instead, of an EKFAC with use_exact_damping=True"
 AGREE = 0.25  # power of eps: P^{-1/2} P^{-1/2} P v is v up to this, whatever condition P has below its inverse
 
 
