@@ -18,8 +18,7 @@ from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur
 from spectral.analysis.power_law import power_laws
 from spectral.estimators.deflation import converged
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank, quotient
-from spectral.quadrature.certificate import largest_mass
-from spectral.quadrature.gauss import blur, free_share, gauss_rule, norm, undeflated
+from spectral.quadrature.gauss import blur, gauss_rule, norm
 from spectral.results import Array, Estimate, nan, over
 from spectral.schema import integer
 from spectral.spectrum import Spectrum, hold_eigenvalues
@@ -143,13 +142,6 @@ def _off(spectrum: Spectrum, value: float, side: int = 0) -> float:
     if not spectrum.records:
         return nan
 
-    K, r = len(spectrum.records), max(spectrum.unresolved, 2)
-
-    def chance(x: Array) -> Array:
-        probes = zip(spectrum.pooling, spectrum.records, spectrum.removed, strict=True)
-        parts = [share * undeflated(p) / free_share(p, gone) * largest_mass(p, x) for share, p, gone in probes]
-        return np.asarray(scipy.special.betainc(K / 2, K * (r - 1) / 2, np.minimum(np.sum(parts, axis=0), 1.0)))
-
     nearest = [np.abs(gauss_rule(record)[0] - value) for record in spectrum.records]
     of = int(np.argmin([away.min() for away in nearest]))
     record, node = spectrum.records[of], int(nearest[of].argmin())
@@ -157,13 +149,13 @@ def _off(spectrum: Spectrum, value: float, side: int = 0) -> float:
     pair = next((p for p in converged(record) if node in p.nodes), None)
     if pair is not None:
         ends = value + pair.window * np.array([side] if side else [-1.0, 1.0])
-        if (chance(ends) <= UNLIKELY).all():
+        if (spectrum.chance(ends) <= UNLIKELY).all():
             near = [away.min() for away in nearest]
             return float(max([pair.error, *(d for d in near if d <= pair.window)]))
     if side == 0:
         return residual
     reach = np.geomspace(1e-3 * residual + blur(record), 8 * np.sqrt(spectrum.dim) * norm(record), 240)
-    likely = np.flatnonzero(chance(value + side * reach) > UNLIKELY)
+    likely = np.flatnonzero(spectrum.chance(value + side * reach) > UNLIKELY)
     return float(reach[min(likely[-1] + 1, len(reach) - 1)] / 2) if len(likely) else residual
 
 

@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy
 
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.cdf import Curve
-from spectral.quadrature.certificate import envelope, middle
+from spectral.quadrature.certificate import envelope, largest_mass, middle
 from spectral.quadrature.traced import traced
 from spectral.results import Atoms
 
@@ -55,6 +56,11 @@ class Quadrature:
     def nonnegative(self) -> bool:
         """No eigenvalue is negative, for certain."""
         return bool(self.meta.get("nonnegative"))
+
+    @property
+    def least(self) -> float:
+        """Below this there is no eigenvalue, for certain: 0 of a semi-definite matrix, or what a caller knows ("least")."""
+        return max(float(self.meta.get("least", -np.inf)), 0.0 if self.nonnegative else -np.inf)
 
     @property
     def of_vector(self) -> bool:
@@ -165,6 +171,15 @@ class Quadrature:
         if self.nonnegative:
             high = np.where(x < -self.rounding, 0.0, high)
         return np.minimum(low, high), high
+
+    def chance(self, x: np.ndarray) -> np.ndarray:
+        """The chance, (X,), of draws in which an eigenvalue at x is as light as the probes' moments ask for, by the Beta law."""
+        K, r = len(self.records), max(self.unresolved, 2)
+        probes = zip(self.pooling, self.records, self.removed, strict=True)
+        parts = [
+            share * gauss.undeflated(p) / gauss.free_share(p, gone) * largest_mass(p, x) for share, p, gone in probes
+        ]
+        return np.asarray(scipy.special.betainc(K / 2, K * (r - 1) / 2, np.minimum(np.sum(parts, axis=0), 1.0)))
 
     def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
         """The middle of that envelope, (X,), without what rounding adds to it."""
