@@ -348,7 +348,7 @@ class Spectrum(Quadrature):
         for share, record, gone in zip(self.pooling, self.records, self.removed, strict=True):
             if record.steps > 0 and record.betas[-1] > 0:
                 free = share * self.unresolved * gauss.undeflated(record) / gauss.free_share(record, gone)
-                (theta, S), others = record.eigen, gauss.alike(record, least, LIGHT / self.unresolved)
+                (theta, S), others = record.eigen, gauss.alike(record, least, LIGHT / self.eigenvalues)
                 found.append((free, (theta, S[0] ** 2), record.betas[-1] * np.abs(S[-1]), others, record))
         return found
 

@@ -5,6 +5,7 @@ Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -51,6 +52,11 @@ class Quadrature:
     def unresolved(self) -> int:
         """r: how many eigenvalues only the quadrature stands for."""
         return self.dim - self.zeros - int(self.atoms.multiplicities.sum())
+
+    @property
+    def eigenvalues(self) -> int:
+        """How many eigenvalues what is not resolved may be spread over."""
+        return int(self.meta["dimension"]) if self.of_vector else self.unresolved
 
     @property
     def nonnegative(self) -> bool:
@@ -173,12 +179,21 @@ class Quadrature:
         return np.minimum(low, high), high
 
     def chance(self, x: np.ndarray) -> np.ndarray:
-        """The chance, (X,), of draws in which an eigenvalue at x is as light as the probes' moments ask for, by the Beta law."""
-        K, r = len(self.records), max(self.unresolved, 2)
-        probes = zip(self.pooling, self.records, self.removed, strict=True)
-        parts = [
-            share * gauss.undeflated(p) / gauss.free_share(p, gone) * largest_mass(p, x) for share, p, gone in probes
-        ]
+        """The chance, (X,), of draws in which an eigenvalue at x is as light as the probes' moments ask for."""
+        return self._lighter([largest_mass(record, x) for record in self.records])
+
+    def heavier(self, x: float, window: float) -> float:
+        """The chance of draws in which one eigenvalue is as heavy as all nodes within `window` of x together."""
+        near = [np.abs(record.eigen[0] - x) <= window for record in self.records]
+        return 1 - float(
+            self._lighter([(r.eigen[1][0] ** 2)[held].sum() for r, held in zip(self.records, near, strict=True)])
+        )
+
+    def _lighter(self, masses: Sequence[Any]) -> np.ndarray:
+        """The chance that an eigenvalue has no more than these masses of T's of all probes, by the Beta law."""
+        K, r = len(self.records), max(self.eigenvalues, 2)
+        probes = zip(self.pooling, self.records, self.removed, masses, strict=True)
+        parts = [share * gauss.undeflated(p) / gauss.free_share(p, gone) * mass for share, p, gone, mass in probes]
         return np.asarray(scipy.special.betainc(K / 2, K * (r - 1) / 2, np.minimum(np.sum(parts, axis=0), 1.0)))
 
     def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
