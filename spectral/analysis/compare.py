@@ -88,7 +88,7 @@ def _binned(spectrum: Spectrum, stream: int, unit: float, unsure: float, edges: 
         masses = beta.drawn(len(spectrum.nodes) * n * rest[rest > 0] / 2, stream)
         draws = np.tile(fixed, (masses.shape[1], 1))
         draws[:, rest > 0] += spectrum.unresolved / n * (masses / masses.sum(0)).T
-    for free, (theta, omega), residuals, (nodes, weights) in spectrum.unfinished:
+    for free, (theta, omega), residuals, (nodes, weights), _ in spectrum.unfinished:
         rules = [*zip(nodes, weights, strict=True), (theta - residuals, omega), (theta + residuals, omega)]
         moved = [histogram(*rule) - histogram(theta, omega) for rule in rules]
         others.append(np.maximum(p + free / n * np.array(moved), 0.0))

@@ -16,10 +16,9 @@ from spectral.analysis.exponents import hill_of, top_values
 from spectral.analysis.jackknife import Measure, jackknife, jackknife_stderr, leave_one_out
 from spectral.analysis.marchenko_pastur import MarchenkoPastur, marchenko_pastur, without_probes
 from spectral.analysis.power_law import power_laws
-from spectral.estimators.deflation import converged
+from spectral.estimators.deflation import NEAR, converged
 from spectral.estimators.functionals import condition_number, frobenius, negative_mass, numerical_rank, quotient
-from spectral.quadrature.certificate import largest_mass
-from spectral.quadrature.gauss import blur, free_share, gauss_rule, norm, undeflated
+from spectral.quadrature.gauss import blur, gauss_rule, norm
 from spectral.results import Array, Estimate, nan, over
 from spectral.schema import integer
 from spectral.spectrum import Spectrum, hold_eigenvalues
@@ -32,6 +31,8 @@ EXPONENTS = (
 RELATIVE_Z = ("1e-1", "1e-2", "1e-3")
 INFORMATION = 0.9
 UNLIKELY = 0.15  # a chance: what has no more lies beyond two standard errors
+HEAVY = 0.05  # a chance: what has less is no single eigenvalue
+PROBES = 3  # of which a cluster's values agree to a tenth of its width in one draw of a hundred
 
 METRICS: dict[str, str] = {
     "dim": "dimension of the matrix, eigenvalues",
@@ -134,37 +135,34 @@ def _off(spectrum: Spectrum, value: float, side: int = 0) -> float:
     """How far an eigenvalue may be from this value of the measure, the outermost on `side` (0: one within), as a standard error.
 
     An eigenvalue beyond weighs no more in a probe than the Christoffel function there; pooled, its mass has the Beta law, and
-    where it is as light in no more than UNLIKELY of the draws, it lies two errors away. Where that holds a window away from a
-    converged Ritz value (`deflation.converged`), this is off by residual² / gap, or by what probes differ in. Within, by its
-    residual.
+    where it is as light in UNLIKELY of the draws in which one here is as light as this, it lies two errors away. Where the first
+    holds a window away from a converged Ritz value (`deflation.converged`), this is off by residual² / gap, or by what probes
+    differ in, if it is not too heavy for one eigenvalue: a cluster ends elsewhere. So is one on which PROBES or more agree to a
+    tenth of its residual, which a cluster moves from draw to draw. Within, by its residual.
     """
     if value in spectrum.known_points()[0]:
         return 0.0 if spectrum.is_exact else spectrum.value_error
     if not spectrum.records:
         return nan
 
-    K, r = len(spectrum.records), max(spectrum.unresolved, 2)
-
-    def chance(x: Array) -> Array:
-        probes = zip(spectrum.pooling, spectrum.records, spectrum.removed, strict=True)
-        parts = [share * undeflated(p) / free_share(p, gone) * largest_mass(p, x) for share, p, gone in probes]
-        return np.asarray(scipy.special.betainc(K / 2, K * (r - 1) / 2, np.minimum(np.sum(parts, axis=0), 1.0)))
-
     nearest = [np.abs(gauss_rule(record)[0] - value) for record in spectrum.records]
     of = int(np.argmin([away.min() for away in nearest]))
     record, node = spectrum.records[of], int(nearest[of].argmin())
     residual = float(record.betas[-1] * gauss_rule(record)[2][node])
     pair = next((p for p in converged(record) if node in p.nodes), None)
-    if pair is not None:
-        ends = value + pair.window * np.array([side] if side else [-1.0, 1.0])
-        if (chance(ends) <= UNLIKELY).all():
-            near = [away.min() for away in nearest]
-            return float(max([pair.error, *(d for d in near if d <= pair.window)]))
+    apart = np.array([away.min() for away in nearest])
+    agreed = bool(side) and len(apart) >= PROBES and apart.max() <= residual / 10
+    if pair is not None or agreed:
+        error, window = (pair.error, pair.window) if pair is not None else (blur(record), NEAR * residual)
+        ends = value + window * np.array([side] if side else [-1.0, 1.0])
+        if (spectrum.chance(ends) <= UNLIKELY).all() and spectrum.heavier(value, window) > HEAVY:
+            return float(max(error, apart[apart <= window].max()))
     if side == 0:
         return residual
-    reach = np.geomspace(1e-3 * residual + blur(record), 8 * np.sqrt(spectrum.dim) * norm(record), 240)
-    likely = np.flatnonzero(chance(value + side * reach) > UNLIKELY)
-    return float(reach[min(likely[-1] + 1, len(reach) - 1)] / 2) if len(likely) else residual
+    reach = np.geomspace(blur(record), 8 * np.sqrt(spectrum.dim) * norm(record), 320)
+    chance = spectrum.chance(value + side * reach)
+    likely = np.flatnonzero(chance > UNLIKELY * chance[0])
+    return float(reach[min(likely[-1] + 1, len(reach) - 1)] / 2)
 
 
 def largest_of(spectrum: Spectrum) -> Estimate:
@@ -303,7 +301,7 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
         "hard_rank_threshold": Estimate(spectrum.rounding, _threshold_error(spectrum, largest)),
         "zeros_fraction": Estimate(spectrum.zeros / n, 0.0),
         "condition_number": Estimate(nan, nan) if zero else condition_number(spectrum),
-        "condition_number_nonzero": Estimate(nan, nan) if zero else _nonzero_condition(spectrum),
+        "condition_number_nonzero": Estimate(nan, nan) if zero else nonzero_condition(spectrum),
         "negative_mass": Estimate(nan, nan) if zero else negative.mass,
         "negative_fraction": negative.fraction,
         "skew": skewness(spectrum),
@@ -311,17 +309,24 @@ def _numbers(spectrum: Spectrum) -> dict[str, Estimate]:
     }
 
 
-def _nonzero_condition(spectrum: Spectrum) -> Estimate:
-    """max|λ| / min|λ| over |λ| above rounding; its error is what the residuals of both allow, nan where that has no end."""
+def nonzero_condition(spectrum: Spectrum) -> Estimate:
+    """max|λ| / min|λ| over |λ| above rounding; two errors are what those of both ends allow, nan where that has no end."""
     x = spectrum.points()[0]
     x = x[np.abs(x) > spectrum.rounding]
     if not len(x):
         return Estimate(nan, nan)
-    largest, smallest = x[np.abs(x).argmax()], x[np.abs(x).argmin()]
-    value = quotient(abs(largest), abs(smallest))
-    high, low = (_off(spectrum, end) for end in (largest, smallest))
-    most = quotient(abs(largest) + high, abs(smallest) - low) if low < abs(smallest) else nan
-    return Estimate(value, most - value if high or low else 0.0)
+    ends = x[np.abs(x).argmax()], x[np.abs(x).argmin()]
+    largest, smallest = np.abs(ends)
+    high, low = (2 * _off(spectrum, end, _outward(spectrum, end)) for end in ends)
+    value = quotient(largest, smallest)
+    most = quotient(largest + high, smallest - low) if low < smallest else nan
+    return Estimate(value, (most - value) / 2 if high or low else 0.0)
+
+
+def _outward(spectrum: Spectrum, end: float) -> int:
+    """On which side of a value nothing else was seen: 1, -1, or 0 for neither."""
+    low, high = spectrum.interval
+    return int(end == high) or -int(end == low)
 
 
 def _threshold_error(spectrum: Spectrum, largest: Estimate) -> float:
@@ -456,7 +461,7 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     - Counts: how far `Spectrum.count`'s intervals reach from them, over 1.96.
     - lambda_max, lambda_min: how far beyond the outermost node an eigenvalue may lie, by what the probes would have on it, in
       85 of 100 draws, at least, within two errors; residual² / gap once the node has converged.
-    - condition_number_nonzero: the same, and the residual of the smallest |node|. nan where they do not exclude a 0.
+    - condition_number_nonzero: the same of both, the residual of a smallest |node| between others. nan where a 0 is not excluded.
     - information_dimension and the Marchenko–Pastur fit: a jackknife over probes, widened to Student's interval (nan with one
       probe, and for sigma and the truncated power law).
     - alpha, alpha_peak, alpha_hat and hill: statistical, of the fit, for exact spectra too.

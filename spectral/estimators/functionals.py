@@ -43,7 +43,7 @@ def logdet(A: Any, shift: float = 0.0, *, interval: Interval | None = None, **op
         Added to every eigenvalue.
     interval : (float, float), optional
         (a, b): bounds of all eigenvalues of A that you know, None for an end that you do not; a = 0 of a semi-definite
-        operator is known.
+        operator is known. An a with a + shift > 0 makes stderr smaller where few steps have not seen the lower end.
     **options : object
         Of `esd`, which makes the spectrum: tol, budget, method, probes, steps, seed, checkpoint, ...; none with a ready
         spectrum.
@@ -160,10 +160,12 @@ def spectral_form(
 
 def functional(spectrum: Spectrum, f: bounds.Signed, interval: Interval | None = None) -> Estimate:
     """sum_i f(lambda_i) with Golub-Meurant bounds of the pooled quadratic forms."""
+    a, b = pair(interval)
+    if a is not None:
+        spectrum = replace(spectrum, meta={**spectrum.meta, "least": float(a)})
     e = spectrum.integrate(f.f)
     if spectrum.is_exact or not spectrum.records:
         return e
-    a, b = pair(interval)
     if a is None and spectrum.meta.get("nonnegative"):
         a = 0.0
     known = float(spectrum.atoms.multiplicities @ f.f(spectrum.atoms.values)) if len(spectrum.atoms.values) else 0.0

@@ -79,6 +79,13 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
     return inside, weights
 
 
+def outside(record: LanczosRecord, x: float) -> tuple[np.ndarray, np.ndarray]:
+    """The Radau rule, (k + 1,) each, with a node at x below the Ritz values; the sum of its eigenvalue rounds like ||T||."""
+    alpha = x + record.betas[-1] ** 2 / last_pivot(record, x)
+    theta, S = eigh_tridiagonal(np.append(record.alphas, alpha), record.betas)
+    return np.append(x, theta[1:]), S[0] ** 2
+
+
 def _far(record: LanczosRecord, share: float) -> list[float]:
     """The last alphas of the Radau rules whose outermost node lies beyond T's by beta_k / 4, and by half more each time."""
     (theta, S), beta, found = record.eigen, float(record.betas[-1]), []

@@ -5,16 +5,18 @@ Legend: K probes, M nodes each, L atoms, X evaluation points; n = dim, r = eigen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy
 
 from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.cdf import Curve
-from spectral.quadrature.certificate import envelope, middle
+from spectral.quadrature.certificate import envelope, largest_mass, middle
 from spectral.quadrature.traced import traced
 from spectral.results import Atoms
 
@@ -52,9 +54,19 @@ class Quadrature:
         return self.dim - self.zeros - int(self.atoms.multiplicities.sum())
 
     @property
+    def eigenvalues(self) -> int:
+        """How many eigenvalues what is not resolved may be spread over."""
+        return int(self.meta["dimension"]) if self.of_vector else self.unresolved
+
+    @property
     def nonnegative(self) -> bool:
         """No eigenvalue is negative, for certain."""
         return bool(self.meta.get("nonnegative"))
+
+    @property
+    def least(self) -> float:
+        """Below this there is no eigenvalue, for certain: 0 of a semi-definite matrix, or what a caller knows ("least")."""
+        return max(float(self.meta.get("least", -np.inf)), 0.0 if self.nonnegative else -np.inf)
 
     @property
     def of_vector(self) -> bool:
@@ -165,6 +177,24 @@ class Quadrature:
         if self.nonnegative:
             high = np.where(x < -self.rounding, 0.0, high)
         return np.minimum(low, high), high
+
+    def chance(self, x: np.ndarray) -> np.ndarray:
+        """The chance, (X,), of draws in which an eigenvalue at x is as light as the probes' moments ask for."""
+        return self._lighter([largest_mass(record, x) for record in self.records])
+
+    def heavier(self, x: float, window: float) -> float:
+        """The chance of draws in which one eigenvalue is as heavy as all nodes within `window` of x together."""
+        near = [np.abs(record.eigen[0] - x) <= window for record in self.records]
+        return 1 - float(
+            self._lighter([(r.eigen[1][0] ** 2)[held].sum() for r, held in zip(self.records, near, strict=True)])
+        )
+
+    def _lighter(self, masses: Sequence[Any]) -> np.ndarray:
+        """The chance that an eigenvalue has no more than these masses of T's of all probes, by the Beta law."""
+        K, r = len(self.records), max(self.eigenvalues, 2)
+        probes = zip(self.pooling, self.records, self.removed, masses, strict=True)
+        parts = [share * gauss.undeflated(p) / gauss.free_share(p, gone) * mass for share, p, gone, mass in probes]
+        return np.asarray(scipy.special.betainc(K / 2, K * (r - 1) / 2, np.minimum(np.sum(parts, axis=0), 1.0)))
 
     def probe_middle(self, k: int, x: np.ndarray) -> np.ndarray:
         """The middle of that envelope, (X,), without what rounding adds to it."""
