@@ -196,3 +196,15 @@ def test_a_small_eigenvalue_that_was_deflated_bounds_the_condition_by_its_error_
     for seed in range(6):
         s = spectral.slq(np.diag(values), seed=seed, probes=3, steps=8)
         assert spectral.condition_number(s).lower <= values.max() / 1e-9
+
+
+@pytest.mark.parametrize("steps", [5, 10, 40])
+@pytest.mark.parametrize("shift", [1e-1, 1e-3, 1e-5])
+def test_a_shift_is_known_wherever_it_is_said(shift, steps):
+    """Lanczos of A + s I is that of A moved by s, and so is what both know of the lower end."""
+    r = np.random.default_rng(0)
+    G = spectral.as_operator(r.standard_normal((100, 100)) / 10 * np.logspace(0, -4, 100)[:, None]).gram("right")
+    one = logdet(G, shift, method="slq", probes=2, steps=steps)
+    two = logdet(G + shift * spectral.I, method="slq", probes=2, steps=steps)
+    assert two.value == pytest.approx(one.value, rel=1e-6)
+    assert two.stderr == pytest.approx(one.stderr, rel=0.02)

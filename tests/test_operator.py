@@ -84,7 +84,7 @@ def test_columns_are_counted_by_every_operator():
 def test_sweeps_of_shared_data_are_counted_once():
     case = CASES["mlp"]
     J = spectral.Jacobian(case.network(), case.batches())
-    op = (J.T @ J + J.gram("right")) / 2 + I
+    op = (J.T @ (2 * J) + J.T @ J) / 2 + I
     assert op.epochs == J.epochs == 1
     op @ torch.ones(31).double()
     assert op.epochs == J.epochs == 4  # J, J^T, and J^T J in one
@@ -473,3 +473,14 @@ def test_an_operator_equals_itself_and_nothing_else():
         for other in (B, np.eye(2)):
             assert not equal(A, other) and unequal(A, other)
             assert not equal(other, A) and unequal(other, A)
+
+
+def test_a_matrix_times_its_own_transpose_is_its_gram_however_it_is_written():
+    """Semi-definite, with the zeros that its shape makes: what a product of two matrices does not know."""
+    J = spectral.as_operator(np.random.default_rng(0).standard_normal((3, 5)))
+    for written, named in ((J.T @ J, J.gram("right")), (J @ J.T, J.gram("left")), (J.T.T @ J.T, J.T.gram("right"))):
+        assert written.nonnegative and written.symmetric and written.known_zeros == named.known_zeros
+        each = np.eye(written.shape[1])
+        assert np.allclose(written @ each, named @ each, rtol=1e-14)
+    other = spectral.as_operator(np.ones((3, 5)))
+    assert not (J.T @ other).nonnegative and (J.T @ other).symmetric is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 import re
 import signal
@@ -276,5 +277,6 @@ def environment(A: Operator, identity: str | None = None) -> dict[str, Any]:
         **({"kernels": made} if (made := recurrences.Fused.described(A.device)) else {}),
         "versions": versions(),
         "nonnegative": bool(A.nonnegative),
+        **({"least": float(A.least)} if math.isfinite(A.least) and A.least != 0 else {}),  # 0 is said by `nonnegative`
         "epsilon": A.epsilon,
     }

@@ -113,6 +113,10 @@ class Operator(LinearMap):
     # Products ---------------------------------------------------------------------------------------------------------
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Operator):
+            if isinstance(self, Transpose) and self.parts[0] is other:
+                return other.gram("right")
+            if isinstance(other, Transpose) and other.parts[0] is self:
+                return self.gram("left")
             return Product(self, other)
         if isinstance(other, ScaledIdentity):
             return other @ self
