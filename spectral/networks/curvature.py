@@ -753,10 +753,14 @@ class GaussNewton(Curvature):
                     form += self.singles.add(batch, terms, total, signs)
                     continue
                 own = self.entries(range(index, index + 1))
-                (of_batch,) = self._tangents(z[own], network.info.samples[index])
-                added, along = per_sample.squares_of_variable(network, batch, terms, arrays.double(of_batch))
+                (of_batch,) = self._tangents(z[own], size := network.info.samples[index])
+                along = arrays.double(of_batch).reshape(size, -1)
+                added = torch.zeros_like(along)
+                for w, (pulled,) in per_sample.Gradients(network).rows(batch, terms):
+                    g = arrays.double(pulled)
+                    added += w[:, None] * g.square()
+                    form += float(w @ (g * along).sum(1).square())
                 total[own] += (added.sum(0) if self.layout == "summed" else added).reshape(-1)
-                form += along
         made = self._finite(part, part.sum(), "of single samples")
         if self.coarse:
             made, form = made.div_(self.count), form / self.count

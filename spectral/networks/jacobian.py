@@ -379,15 +379,14 @@ class Jacobian(SumOverBatches):
         self._check_separate()
         with self.network.sweep() as batches:
             for index, batch in batches:
-                size = self.network.info.samples[index]
                 if index < first:
                     continue
-                if self.network.wrt != "params":
-                    block = self._input_rows(
-                        linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)), size
-                    )
+                how, units = self._gradients(index, batch)
+                parts = [g for _, g in how.rows(batch, units)]
+                if self.network.wrt == "params":
+                    block = torch.cat([torch.cat(gradients, 1) for gradients in parts])
                 else:
-                    block = self._parameter_rows(index, batch, size)
+                    block = torch.stack([g for (g,) in parts], 1)  # (B, k, d)
                 if index == 0:
                     self._check_rows(batch, block)
                 where = slice(self.starts[index], self.starts[index + 1])
@@ -421,21 +420,6 @@ class Jacobian(SumOverBatches):
                 "are defined then (slq, trace), and they depend on the batches."
             )
 
-    def _input_rows(self, lin: linearize.ForwardMode, size: int) -> torch.Tensor:
-        """(B, k, d): samples do not meet in eval mode, so that one VJP per output gives the rows of all samples."""
-        z = lin.output
-        rows = []
-        for c in range(z.shape[1]):
-            cotangent = torch.zeros_like(z)
-            cotangent[:, c] = 1
-            rows.append(lin.vjp(cotangent)[0].reshape(size, -1))
-        return torch.stack(rows, 1)
-
-    def _parameter_rows(self, index: int, batch: Any, size: int) -> torch.Tensor:
-        """(B, k, P)."""
-        how, units = self._gradients(index, batch)
-        return torch.cat([torch.cat(parts, 1) for _, parts in how.rows(batch, units)]).view(size, -1, self.shape[1])
-
     def _gradients(self, index: int, batch: Any) -> tuple[per_sample.Gradients, Terms]:
         """(how gradients of single samples are made: by vmap where that holds on two samples; a unit vector for each output)."""
         if self.facts is None:
@@ -443,6 +427,8 @@ class Jacobian(SumOverBatches):
         sizes, kind = self.network.info, self.facts.value.dtype  # type: ignore[union-attr]
         z = torch.empty(sizes.samples[index], sizes.outputs[index], dtype=kind, device=self.device)
         units = diagonal_terms(torch.ones_like, z)
+        if self.network.wrt != "params":
+            return per_sample.Gradients(self.network), units
         self.singles = self.singles or per_sample.chosen(self.network, batch, units)
         return self.singles, units
 
@@ -505,9 +491,6 @@ class Jacobian(SumOverBatches):
         k = self.network.info.outputs[index]
         signs = torch.stack([probes.probe(seed, first + i, k, kind="rademacher") for i in range(size)])
         signs = signs.to(self.device, self.network.compute_dtype)
-        if self.network.wrt != "params":
-            pulled = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)).vjp(signs)[0]
-            return arrays.double(pulled).reshape(size, -1).square().sum(1)
         how, units = self._gradients(index, batch)
         along = Terms(units.weights[:, :1], lambda which, samples: signs[samples, None])
         rows = [sum(arrays.double(g).square().sum(1) for g in parts) for _, parts in how.rows(batch, along)]
