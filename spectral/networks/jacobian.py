@@ -18,8 +18,8 @@ from spectral import arrays, distributed, probes
 from spectral.engine import linearize, trace
 from spectral.engine.plain import Maps
 from spectral.networks import per_sample
+from spectral.networks.batches import DatasetInfo
 from spectral.networks.data_model import DataModel
-from spectral.networks.dataset import DatasetInfo
 from spectral.networks.diagnose import checks
 from spectral.networks.diagnose.graph import graph_facts
 from spectral.networks.output_curvature import Terms, diagonal_terms

@@ -14,8 +14,8 @@ import torch
 
 from spectral import longvectors
 from spectral.networks import linear_head
-from spectral.networks.data_model import DataModel, FirstBatch, guarded, near
-from spectral.networks.dataset import NotFinite
+from spectral.networks.batches import NotFinite
+from spectral.networks.data_model import DataModel, FirstBatch, near
 from spectral.networks.places import output_tensor
 from spectral.networks.trees import Place, leaves, named, replaced
 from spectral.probes import Signs
@@ -59,7 +59,7 @@ class LossModel(DataModel):
             return total, count, self.select(output, batch)
 
         with linear_head.wide_calls(self.model) as calls:
-            total, count, z = guarded(self, index, batch, self.function(batch, chosen))
+            total, count, z = self.guarded(index, batch, self.function(batch, chosen))
         if not torch.isfinite(total):
             raise NotFinite(index, batch, "the loss is", self.total(batch))
         self.counts.append(float(count))

@@ -211,9 +211,9 @@ class ShardedModel(DataModel):
         with distributed.together():  # what is wrong with one rank's outputs
             return super().look(index, batch)
 
-    def observed(self, function: Callable[..., Any], batch: Any) -> Any:
-        """A function's value at this batch, without a graph of the model's own."""
-        with self._differentiating(()):
+    def guarded(self, index: int, batch: Any, function: Callable[..., Any]) -> Any:
+        """Without a graph of the model's own; nothing stands in the place of its parameters."""
+        with self.lending(), self._differentiating(()):
             return function(*self.primals(batch))
 
     def _called(self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any) -> Any:

@@ -27,7 +27,7 @@ from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.diagnose import derivatives as faults
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts
-from spectral.networks.products import Products
+from spectral.networks.products import Products, budget_bytes
 from spectral.networks.trees import tensors
 from spectral.operators.operator import Operator
 from spectral.threads import Weakly
@@ -68,7 +68,7 @@ class SumOverBatches(Operator):
         self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
         self.engine: Engine = PlainEngine(ways[0])  # of a sharded model: one way, and nothing to choose or to keep
         if network.shards is None:
-            store = Store(products.budget)
+            store = Store(budget_bytes(products.memory))
             self.engine = AutoEngine(
                 products.engine, ways, products.preflight, Weakly(self._explain), self.turns, store=store
             )

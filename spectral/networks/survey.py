@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from spectral import arrays, distributed
-from spectral.networks.batches import fingerprint, random_state, same_random_state
+from spectral.networks.batches import DatasetInfo, fingerprint, random_state, same_random_state
 from spectral.networks.data_model import DataModel
-from spectral.networks.dataset import DatasetInfo
 
 NOTHING = "data holds no batches, or empty ones alone; pass at least one batch that holds samples."
 
@@ -19,7 +18,7 @@ def of_all_ranks(model: DataModel, look: Callable[[], DatasetInfo]) -> DatasetIn
 
     One collective, a second one for more than a hundred batches.
     """
-    if model.surveyed:
+    if model.info:
         return model.info
     if distributed.world_size() == 1:
         return look()
@@ -97,7 +96,7 @@ def _short(value: Any) -> str:
 
 def survey(model: DataModel) -> DatasetInfo:
     """The sizes of all batches of this rank, from one forward sweep."""
-    if model.surveyed:
+    if model.info is not None:
         return model.info
     samples: list[int] = []
     outputs: list[int] = []

@@ -22,9 +22,8 @@ from torch import nn
 from spectral import arrays, distributed, longvectors
 from spectral.engine.linearize import Function, Tensors
 from spectral.failures import first_line, is_own
-from spectral.networks.batches import is_finite, part
+from spectral.networks.batches import DatasetInfo, NotFinite, is_finite, part
 from spectral.networks.data_model import FAILURES, DataModel, FirstBatch
-from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
