@@ -507,10 +507,8 @@ class DataModel:
     def inputs_of(self, batch: Any) -> torch.Tensor:
         """The inputs of a batch, or the output of the module that is named in their place."""
         if self.inner is not None:
-            module = activations.module_named(self.model, self.inner)
-            return activations.taken(
-                module, self.inner, self.samples.size(batch), lambda: self.run({}, self._lent(batch), lambda z: z)
-            )
+            size, lent = self.samples.size(batch), self._lent(batch)
+            return activations.taken(self.model, self.inner, size, lambda: self.run({}, lent, lambda z: z))
         if self._embeds(batch):
             with torch.no_grad():
                 embedding: Any = self.model.get_input_embeddings
@@ -546,19 +544,19 @@ class DataModel:
         """The pure function primals -> outputs (B, k) of this batch, or -> then(what the model returns, batch)."""
         then = then or self.select
 
-        def of_parameters(*values: torch.Tensor) -> Any:
+        def called(values: Mapping[str, torch.Tensor], batch: Any) -> Any:
             there = self._lent(batch)
-            return self.run(dict(zip(self.names, values, strict=True)), there, lambda output: then(output, there))
+            return self.run(values, there, lambda output: then(output, there))
+
+        def of_parameters(*values: torch.Tensor) -> Any:
+            return called(dict(zip(self.names, values, strict=True)), batch)
 
         def of_inputs(x: torch.Tensor) -> Any:
-            there = self._lent(self.with_inputs(batch, x))
-            return self.run({}, there, lambda output: then(output, there))
+            return called({}, self.with_inputs(batch, x))
 
         def of_activations(h: torch.Tensor) -> Any:
-            module = activations.module_named(self.model, self.inner or "")
-            with activations.standing_in(module, self.inner or "", h):
-                there = self._lent(batch)
-                return self.run({}, there, lambda output: then(output, there))
+            with activations.standing_in(self.model, self.inner or "", h):
+                return called({}, batch)
 
         return of_parameters if self.wrt == "params" else of_inputs if self.inner is None else of_activations
 
@@ -717,7 +715,8 @@ def _states(given: Any) -> list[Any]:
     """What a loss, an output function or a forward function keeps: attributes of an object that is called, and modules."""
     called = getattr(given, "__self__", given)  # of a method
     own = callable(given) and not isinstance(called, nn.Module | type) and getattr(called, "__dict__", None)
-    return [*([own] if own else []), *model_state.modules_read([given])]
+    modules = [thing for thing in model_state.walk([given], model_state.read) if isinstance(thing, nn.Module)]
+    return [own, *modules] if own else modules
 
 
 def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:

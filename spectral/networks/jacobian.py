@@ -202,7 +202,6 @@ class Jacobian(SumOverBatches):
         rows = self.batch_rows(survey)
         first = sum(self.rank_rows[: distributed.rank()])
         self.starts = list(itertools.accumulate(rows, initial=first))
-        self.first_sample = sum(self.rank_samples[: distributed.rank()])
         if network.wrt == "params":
             columns = sum(value.numel() for value in network.values.values())
         else:
@@ -481,10 +480,11 @@ class Jacobian(SumOverBatches):
                     norms[start : start + size] = arrays.double(block).reshape(size, -1).square().sum(1)
                     start += size
             return
+        first = sum(self.rank_samples[: distributed.rank()])
         with self.network.sweep() as batches:
             for index, batch in batches:
                 size = self.network.info.samples[index]
-                norms[start : start + size] = self._probed_norms(index, batch, size, self.first_sample + start, seed)
+                norms[start : start + size] = self._probed_norms(index, batch, size, first + start, seed)
                 start += size
 
     def _probed_norms(self, index: int, batch: Any, size: int, first: int, seed: int) -> torch.Tensor:

@@ -118,11 +118,9 @@ class Loss:
 
     def _value(self, output: Any, batch: Any) -> Any:
         """What a callable returns."""
-        return (
-            self.given(output_tensor(output), self.target(batch))
-            if self.of_target
-            else self.given(output, repacked(batch))
-        )
+        if self.of_target:
+            return self.given(output_tensor(output), self.target(batch))
+        return self.given(output, repacked(batch))
 
     def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return losses.unreduced(self.given, output_tensor(output), self.target(batch))
@@ -161,10 +159,8 @@ class Loss:
 
     def _made_anew(self, output: Any, size: int) -> bool:
         """Whether the model is run on some samples: the loss reads more than its output, or none of it has a row for each."""
-        return self.output is not None and (self.differentiates or self.reads_model or not self._has_rows(output, size))
-
-    def _has_rows(self, output: Any, size: int) -> bool:
-        return any(self.samples.belongs((), t, size) for t in tensors(output))
+        has_rows = any(self.samples.belongs((), t, size) for t in tensors(output))
+        return self.output is not None and (self.differentiates or self.reads_model or not has_rows)
 
     def sums(self, output: Any, batch: Any) -> torch.Tensor:
         """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""

@@ -134,25 +134,17 @@ class LossModel(DataModel):
         if z.requires_grad:
             found = list(torch.autograd.grad(z, (h, *primals), u.view_as(z), allow_unused=True))
         rows = h.detach().reshape(len(u), -1)
-        factors = [(u, weight), *(None for _ in primals)]  # of what is due, of the bias (u^T, 1)
-        at = self.of_head()
-        for i, right in zip(at, (rows, rows.new_ones(len(rows), 1)), strict=True):
-            if i is not None:
-                factors[1 + i] = u.T, right
-        r = Signs(1, weight.shape[1], z.device)[:].to(z.dtype)[:, None]  # the weight is as large as much of the model
+        r = Signs(1, weight.shape[1], z.device)[:].to(z.dtype)  # the weight is as large as much of the model:
+        of_weight, of_bias = self.of_head()
+        due = {-1: u @ weight, of_weight: u.T @ (rows @ r), of_bias: u.sum(0)}  # its columns are added with signs
         gap = scale = 0.0
-        for i, (g, of, product) in enumerate(zip(found, (h, *primals), factors, strict=True), -1):
-            if g is not None or product is not None:
-                g = torch.zeros_like(of) if g is None else g.detach()
-                if product is not None:
-                    left, right = product
-                    g = g.reshape(len(left), -1)
-                    if i == at[0]:  # its columns added with signs: of the mean square length of all of it
-                        g, right = g @ r, right @ r
+        for i, g in enumerate(found, -1):
+            if g is not None or i in due:
+                ours = due[i] if i in due else torch.zeros_like(g)
+                g = torch.zeros_like(ours) if g is None else g.detach()
+                g = (g @ r if i == of_weight and g.ndim > 1 else g).reshape(ours.shape)
                 scale = math.hypot(scale, longvectors.norm(g.reshape(-1)))
-                if product is not None:
-                    g = g - left @ right
-                gap = math.hypot(gap, longvectors.norm(g.reshape(-1)))
+                gap = math.hypot(gap, longvectors.norm((g - ours).reshape(-1)))
         return gap, max(gap, scale)
 
     def of_head(self) -> list[int | None]:

@@ -160,11 +160,6 @@ def _read_by_function(function: FunctionType) -> dict[Any, Any]:
     return parts
 
 
-def modules_read(things: Iterable[Any]) -> list[nn.Module]:
-    """All modules that these things read."""
-    return [thing for thing in walk(things, read) if isinstance(thing, nn.Module)]
-
-
 class Kept(NamedTuple):
     """Where one call may keep for the next what it has made: what holds it, under which key, what makes an empty one."""
 

@@ -554,7 +554,7 @@ class SumOverBatches(Operator):
 
     def _nonfinite(self) -> str:
         """The batch of this rank, and its module, whose derivative is not finite."""
-        return faults.locate_nonfinite(self.network, self._differentiated) or ""
+        return faults.locate_nonfinite(self.network, self._differentiated)
 
     def _not_finite(self, what: str, where: str) -> ValueError:
         return ValueError(
