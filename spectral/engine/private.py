@@ -88,6 +88,15 @@ def schema(operation: Any) -> Any:
     return getattr(operation, "_schema", None)
 
 
+def written_by(operation: Any, args: Any, kwargs: Any) -> list[Any] | None:
+    """What it writes to of what it is given; None where there is no `schema`."""
+    places = getattr(schema(operation), "arguments", None)
+    return None if places is None else [
+        args[i] if i < len(args) else kwargs.get(place.name)
+        for i, place in enumerate(places) if place.alias_info is not None and place.alias_info.is_write
+    ]  # fmt: skip
+
+
 def softmax_backward(u: torch.Tensor, p: torch.Tensor, axis: int) -> torch.Tensor:
     """(diag(p) - p p^T) u. Without it the first product with a cross entropy's curvature raises AttributeError."""
     return torch._softmax_backward_data(u, p, axis, p.dtype)

@@ -175,9 +175,8 @@ class Curvature(SumOverBatches):
         """How far a second derivative is off from a difference of gradients; differences.Wrong if it is no rounding."""
         error = differences.hold(places, product, way)
         if error is None:
-            self.network.untested["second derivatives"] = (
-                "differences of gradients do not tell (kinks, rounding, dtypes)"
-            )
+            why = "differences of gradients do not tell (kinks, rounding, dtypes)"
+            self.network.untested["second derivatives"] = why
         return error or 0.0
 
 
@@ -438,11 +437,8 @@ class Hessian(Curvature):
     def describe(self) -> dict[str, Any]:
         if not self._differs:
             return super().describe()
-        stated = {
-            "error": self.noise,
-            "measured_by": self.measured_by if self.noise is not None else "the first product to come",
-        }
-        return {**super().describe(), "finite_difference": stated}
+        by = "the first product to come" if self.noise is None else self.measured_by
+        return {**super().describe(), "finite_difference": {"error": self.noise, "measured_by": by}}
 
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
         """Keep a product for the next one's test, its vector in bits if it is one of signs, copied where others can write."""
@@ -465,12 +461,10 @@ class Hessian(Curvature):
             return tuple(p.share * t for t in linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents))
 
         size = self.network.samples.size(batch)
-        graph = self._graph_bytes * size
-        trial = differences.Trial(self._tangents(v, size), self.share, here)
-        places = differences.candidates(
-            self.network, batch, differences.of_parameters, trial, graph=graph, inside=self._inside
+        trial = differences.Trial(self._tangents(v, size), self.share, here, self._inside, self._graph_bytes * size)
+        return self._difference(
+            way, differences.candidates(self.network, batch, differences.of_parameters, trial), made
         )
-        return self._difference(way, places, made)
 
 
 class GaussNewton(Curvature):

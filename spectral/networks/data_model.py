@@ -680,7 +680,7 @@ class DataModel:
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the function, as plain JSON."""
-        names = self.names
+        names, untested = self.names, "; ".join(f"{what}: {why}" for what, why in self.untested.items())
         return {
             "model": type(self.model).__name__,
             "of": self.of if isinstance(self.of, str) else _name(self.of),
@@ -695,11 +695,7 @@ class DataModel:
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": arrays.dtype_name(self.compute_dtype),
             **({} if self.preflight else {"preflight": False}),
-            **(
-                {"untested": "; ".join(f"{what}: {why}" for what, why in self.untested.items())}
-                if self.untested
-                else {}
-            ),
+            **({"untested": untested} if untested else {}),
         }
 
 

@@ -357,14 +357,11 @@ class Loss:
         if not rows:
             own = [t for at, t in leaves(batch) if isinstance(t, torch.Tensor) and not self.samples.is_shared(at)]
             rows = {len(t) for t in own if t.ndim}
-            return (
-                ""
-                if rows <= {size}
-                else f"a batch has entries of {' and '.join(map(str, sorted(rows)))} samples; {SHARED}"
-            )
+            several = " and ".join(map(str, sorted(rows)))
+            return "" if rows <= {size} else f"a batch has entries of {several} samples; {SHARED}"
         entries = {len(t) for t in tensors(batch) if t.ndim}
-        several = size > 0 and not rows & entries and any(count % size == 0 for count in rows)  # rows for each sample
-        if size in rows or several:
+        for_each = size > 0 and not rows & entries and any(count % size == 0 for count in rows)  # rows for each sample
+        if size in rows or for_each:
             return ""
         return f"the first entry of a batch counts {size}, its output {max(rows)}; {SHARED}"
 
