@@ -271,7 +271,8 @@ class Program:
             _add_in_place(graph, inputs[-1], piece, new)
         graph.output(())
         graph.eliminate_dead_code()
-        reinplace.save_traffic(graph)
+        reinplace.fuse(graph)
+        reinplace.reuse(graph)
         return fx.GraphModule(torch.nn.Module(), graph)
 
     def key(self) -> tuple[Any, ...]:

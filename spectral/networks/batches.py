@@ -257,11 +257,6 @@ class DatasetInfo:
         """What the rank with the most samples holds, for which all others wait."""
         return max(self.parts, key=lambda part: part.n)
 
-    @property
-    def leader(self) -> int:
-        """The first rank that holds samples."""
-        return next(rank for rank, part in enumerate(self.parts) if part.samples)
-
 
 # Random states -------------------------------------------------------------------------------------------------------
 def _generators(data: Any) -> list[torch.Generator]:

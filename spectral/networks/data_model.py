@@ -379,7 +379,9 @@ class DataModel:
     def checksum(self) -> str:
         """A hash of every entry of the model's (and other modules' that are called) parameters and buffers, as they are now."""
         with threads.alone(self.model.modules()):
-            return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
+            modules = [root for root in self.roots if isinstance(root, nn.Module)]
+            found = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+            return checksum_of(*found.values())
 
     def kept_checksum(self) -> str:
         """`checksum`, read again only where something was written to the model since."""

@@ -464,34 +464,33 @@ class Jacobian(SumOverBatches):
         choice(exact, "exact", SWITCH)
         self._check_separate()
         norms = arrays.double_zeros((self.rank_samples[distributed.rank()],), self.device)
-        with distributed.Summand(norms) as part:
-            self._own_norms(norms, exact, seed)
+        start, first = 0, sum(self.rank_samples[: distributed.rank()])
+        with distributed.Summand(norms) as part, closing(self._norms(exact, first, seed)) as batches:
+            for own in batches:
+                norms[start : start + len(own)] = own
+                start += len(own)
         whole = part.rows(self.rank_samples)
         if self.ranks > 1 and not arrays.all_finite(whole):
             part.share()
         return whole
 
-    def _own_norms(self, norms: torch.Tensor, exact: bool, seed: int) -> None:
-        """Those of this rank's samples."""
-        start = 0
+    def _norms(self, exact: bool, first: int, seed: int) -> Generator[torch.Tensor, None, None]:
+        """Those of this rank's samples, batch by batch; its first one is sample `first` of all."""
         if exact:
             with closing(self.rows()) as blocks:
                 for (_, block), size in zip(blocks, self.network.info.samples, strict=True):
-                    norms[start : start + size] = arrays.double(block).reshape(size, -1).square().sum(1)
-                    start += size
+                    yield arrays.double(block).reshape(size, -1).square().sum(1)
             return
-        first = sum(self.rank_samples[: distributed.rank()])
         with self.network.sweep() as batches:
             for index, batch in batches:
-                size = self.network.info.samples[index]
-                norms[start : start + size] = self._probed_norms(index, batch, size, first + start, seed)
-                start += size
+                yield self._probed_norms(index, batch, first, seed)
+                first += self.network.info.samples[index]
 
-    def _probed_norms(self, index: int, batch: Any, size: int, first: int, seed: int) -> torch.Tensor:
-        k = self.network.info.outputs[index]
+    def _probed_norms(self, index: int, batch: Any, first: int, seed: int) -> torch.Tensor:
+        how, units = self._gradients(index, batch)
+        size, k = units.weights.shape
         signs = torch.stack([probes.probe(seed, first + i, k, kind="rademacher") for i in range(size)])
         signs = signs.to(self.device, self.network.compute_dtype)
-        how, units = self._gradients(index, batch)
         along = Terms(units.weights[:, :1], lambda which, samples: signs[samples, None])
         rows = [sum(arrays.double(g).square().sum(1) for g in parts) for _, parts in how.rows(batch, along)]
         return torch.cat(rows)  # type: ignore[arg-type]

@@ -114,7 +114,14 @@ class Loss:
                 size = self.samples.size(batch)
                 return terms.sum() * size, terms.new_tensor(float(size))
             return terms.sum(), counts.sum()
-        return self._from_callable(self._value(output, batch), batch)
+        value = self._value(output, batch)
+        if isinstance(value, torch.Tensor):
+            size = self.samples.size(batch)
+            counted = {"mean": size, "each": value.numel()}.get(self.form, 1)
+            total = value.sum() * size if self.form == "mean" and value.numel() == 1 else value.sum()
+            return total, torch.tensor(float(counted), device=value.device)
+        total, count = value
+        return total.sum(), torch.as_tensor(count, device=total.device).detach().sum()
 
     def _value(self, output: Any, batch: Any) -> Any:
         """What a callable returns."""
@@ -124,15 +131,6 @@ class Loss:
 
     def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return losses.unreduced(self.given, output_tensor(output), self.target(batch))
-
-    def _from_callable(self, value: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(value, torch.Tensor):
-            size = self.samples.size(batch)
-            counted = {"mean": size, "each": value.numel()}.get(self.form, 1)
-            total = value.sum() * size if self.form == "mean" and value.numel() == 1 else value.sum()
-            return total, torch.tensor(float(counted), device=value.device)
-        total, count = value
-        return total.sum(), torch.as_tensor(count, device=total.device).detach().sum()
 
     def each(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sums, counts) of the samples, (B,) each: what the loss gives on batches of a single sample."""
@@ -320,10 +318,6 @@ class Loss:
             )
         if why and self.form == "mean":
             self.form = "whole"
-            if index > 0:
-                raise ValueError(
-                    f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
-                )
 
     def _is_mean(self, output: Any, batch: Any) -> bool:
         """Whether the first number of (sum, count) is the same where half of the samples are there once and twice."""

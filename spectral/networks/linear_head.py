@@ -149,21 +149,17 @@ class HeadCurvature:
 
     def _curved(self, part: slice, dh: Tensor, dW: Tensor | None, db: Tensor | None) -> Tensor:
         """(diag(p) - p p^T) dz of some tokens."""
-        p = self._probabilities(part)
+        p = self.kept.get(part.start)
+        if p is None:
+            p = F.linear(self.h[part], self.weight, self.bias).softmax(-1)
+        if self.keeps:
+            self.kept[part.start] = p
         dz = dh @ self.weight.T
         if dW is not None:
             dz.addmm_(self.h[part], dW.T)
         if db is not None:
             dz.add_(db)
         return linearize.softmax_pullback(p, dz, -1, own=True)
-
-    def _probabilities(self, part: slice) -> Tensor:
-        p = self.kept.get(part.start)
-        if p is None:
-            p = F.linear(self.h[part], self.weight, self.bias).softmax(-1)
-            if self.keeps:
-                self.kept[part.start] = p
-        return p
 
 
 def _plus(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

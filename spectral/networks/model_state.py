@@ -420,12 +420,6 @@ def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> No
 
 
 # Another matrix ------------------------------------------------------------------------------------------------------
-def checksum(roots: Iterable[nn.Module]) -> str:
-    """A hash of every entry of the parameters and buffers: one that differs is another matrix."""
-    found = {id(t): t for root in roots for t in (*root.parameters(), *root.buffers())}
-    return checksum_of(*found.values())
-
-
 class Version:
     """Equal as long as every value, setting, module and function that the roots and their classes `read` is the same.
 

@@ -550,7 +550,9 @@ class SumOverBatches(Operator):
             return result
         part.share()
         found = distributed.gather(self._nonfinite)
-        raise self._not_finite(what, next((f"{_on(rank)}{words}" for rank, words in enumerate(found) if words), ""))
+        several = len(found) > 1
+        told = (f"on rank {rank}, {words}" if several else words for rank, words in enumerate(found) if words)
+        raise self._not_finite(what, next(told, ""))
 
     def _nonfinite(self) -> str:
         """The batch of this rank, and its module, whose derivative is not finite."""
@@ -644,7 +646,8 @@ class SumOverBatches(Operator):
             return own
         everyone = distributed.gather(lambda: (own, checksum))
         survey.check_weights(network, [one for _, one in everyone])
-        return everyone[network.info.leader][0]
+        leader = next(rank for rank, part in enumerate(network.info.parts) if part.samples)
+        return everyone[leader][0]
 
     @property
     def _idle(self) -> list[str]:
@@ -672,11 +675,6 @@ class SumOverBatches(Operator):
             **({"product_noise": self.noise} if self.noise is not None else {}),
             **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
         }
-
-
-def _on(rank: int) -> str:
-    """Where a batch lies, in a sentence."""
-    return f"on rank {rank}, " if distributed.world_size() > 1 else ""
 
 
 def _some(names: list[str]) -> list[str]:
