@@ -54,11 +54,11 @@ class LossModel(DataModel):
                 self.places = self.loss.places(output, batch)
             if self.loss.is_cross_entropy and self.shards is None and self.wrt == "params":
                 z = output_tensor(output)
-                found = calls.head(z.movedim(self.loss.class_axis(z), -1))
+                found = head(z.movedim(self.loss.class_axis(z), -1))
                 self.head = found if index == 0 or found == self.head else None
             return total, count, self.select(output, batch)
 
-        with linear_head.wide_calls(self.model) as calls:
+        with linear_head.wide_calls(self.model) as head:
             total, count, z = self.guarded(index, batch, self.function(batch, chosen))
         if not torch.isfinite(total):
             raise NotFinite(index, batch, "the loss is", self.total(batch))

@@ -34,6 +34,7 @@ from spectral.engine import linearize
 from spectral.networks.calling import unwrapped
 from spectral.networks.data_model import DataModel
 from spectral.networks.loss_model import LossModel
+from spectral.networks.model_state import Snapshot
 from spectral.networks.products import Products
 from spectral.pieces import Shards, own_rows
 from spectral.threads import FORWARD_MODE, instead
@@ -268,7 +269,7 @@ class ShardedModel(DataModel):
     def _differentiating(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Inside, the named parameters alone have gradients, none yet, which torch sums over the ranks; yields all of them."""
         named = dict(self.model.named_parameters())
-        before = {name: (p.requires_grad, p.grad) for name, p in named.items()}
+        before = Snapshot(named.values())
         try:
             for name, p in named.items():
                 p.grad = None
@@ -280,9 +281,7 @@ class ShardedModel(DataModel):
                 yield named
         finally:
             self._reshard()
-            for name, p in named.items():
-                p.requires_grad_(before[name][0])
-                p.grad = before[name][1]
+            before.restore()
 
 
 class ShardedLossModel(ShardedModel, LossModel):
