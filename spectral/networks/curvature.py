@@ -29,6 +29,7 @@ from spectral.networks.loss_model import Cut, LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.schema import choice
+from spectral.threads import instead
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -391,12 +392,9 @@ class Hessian(Curvature):
         if not self._differs or self.noise is not None:
             super()._know_noise()
             return
-        self.noise = 0.0  # what is multiplied now measures none itself
-        try:
-            self.noise = self._error()
-        except BaseException:
-            self.noise = None
-            raise
+        with instead(self, noise=0.0):  # what is multiplied now measures none itself
+            error = self._error()
+        self.noise = error
 
     def _error(self) -> float:
         """Of a product by differences, relative."""
@@ -415,9 +413,8 @@ class Hessian(Curvature):
                 with mine.network.sweep() as batches:
                     differences.hold_gradient(mine.network, next(iter(batches))[1], self._allowed)
             self.measured_by = "a step twice as long"
-            mine.factor = 2.0
-            due = mine.multiply(v)
-            mine.factor = 1.0
+            with instead(mine, factor=2.0):
+                due = mine.multiply(v)
         if mine is self:
             self.products -= 2  # none that anybody asked for
         scale = longvectors.norm(due[:, 0])

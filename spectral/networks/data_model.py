@@ -258,29 +258,24 @@ class DataModel:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The model in eval mode, to be run outside a sweep; it and every random state are as before afterwards."""
-        with threads.alone(self.model.modules()), threads.RANDOM, self._in_autocast():
-            before = batches.random_state(self.data)
-            outer = self._opened
-            try:
-                with ExitStack() as stack:
-                    if not outer:
-                        self._open(stack)
-                    yield
-            finally:
-                self._opened = outer
-                batches.set_random_state(self.data, before)
+        with threads.alone(self.model.modules()), threads.RANDOM, self._in_autocast(), ExitStack() as stack:
+            stack.callback(batches.set_random_state, self.data, batches.random_state(self.data))
+            if not self._opened:
+                stack.enter_context(threads.instead(self, _opened=True))
+                self._open(stack)
+            yield
 
     def open(self) -> None:
         """Prepare the model for being run in the sweep under way, outside any transform of torch.func."""
         if not self._opened and self._stack is not None:
             self._open(self._stack)
+            self._opened = True
 
     def _open(self, stack: ExitStack) -> None:
         if self.keeps and self._stack is not None:
             self.version()
         self.modes = {module: module.training for module in self.model.modules()}
         stack.enter_context(model_state.untouched(self.model, self.roots[1:], self.statistics == "population"))
-        self._opened = True
         self._clones = None if self._writes else self._cloned()
 
     @contextmanager
@@ -302,21 +297,17 @@ class DataModel:
                 stack.enter_context(threads.RANDOM)
                 stack.callback(batches.set_random_state, self.data, batches.random_state(self.data))
                 batches.set_random_state(self.data, self.state)
+            stack.callback(lambda: batches.rewind(self.data))
             self.read_parameters()
             if self.info is not None:
                 self.loss.check_counted()
             self.sweeps += 1
             self._seen_version = None
-            outer, self._stack, self._opened = (self._stack, self._opened), stack, False
+            stack.enter_context(threads.instead(self, _stack=stack, _opened=False))
             stack.enter_context(torch.enable_grad())
-            try:
-                if not lazily:
-                    self.open()
-                yield self._batches(fingerprints)
-            finally:
-                batches.rewind(self.data)
-                stack.close()
-                self._stack, self._opened = outer
+            if not lazily:
+                self.open()
+            yield self._batches(fingerprints)
 
     def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
         known = self.info.fingerprints if fingerprints is None else None

@@ -234,6 +234,7 @@ class ShardedModel(DataModel):
         moves = dict(zip(self.names, tangents, strict=True))
         names = {id(p): name for name, p in self.model.named_parameters()}
         hooks = ExitStack()
+        hooks.callback(self._reshard)
         for unit, places in _owned(self.model).items():
             where = [(m, key, names[id(p)], p) for m, key, p in places if names.get(id(p)) in moves]
 
@@ -250,11 +251,8 @@ class ShardedModel(DataModel):
 
             if where:
                 hooks.enter_context(unit.register_forward_pre_hook(meet))
-        try:
-            with hooks, collectives.guarded(self._group()):
-                yield
-        finally:
-            self._reshard()
+        with hooks, collectives.guarded(self._group()):
+            yield
 
     def pulled(self, function: Callable[..., torch.Tensor], cotangent: torch.Tensor | None) -> list[torch.Tensor]:
         """This rank's rows of J^T u, summed over the ranks; by the model's own backward pass, its gradients as before."""
@@ -269,19 +267,16 @@ class ShardedModel(DataModel):
     def _differentiating(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Inside, the named parameters alone have gradients, none yet, which torch sums over the ranks; yields all of them."""
         named = dict(self.model.named_parameters())
-        before = Snapshot(named.values())
-        try:
+        with ExitStack() as stack:
+            stack.callback(Snapshot(named.values()).restore)
+            stack.callback(self._reshard)
             for name, p in named.items():
                 p.grad = None
                 p.requires_grad_(name in names)
-            with ExitStack() as stack:
-                for group in (group for unit in _units(self.model) for group in _groups(unit)):
-                    stack.enter_context(instead(group, **OURS))
-                stack.enter_context(collectives.guarded(self._group()))
-                yield named
-        finally:
-            self._reshard()
-            before.restore()
+            for group in (group for unit in _units(self.model) for group in _groups(unit)):
+                stack.enter_context(instead(group, **OURS))
+            stack.enter_context(collectives.guarded(self._group()))
+            yield named
 
 
 class ShardedLossModel(ShardedModel, LossModel):
