@@ -66,7 +66,7 @@ def check_weights(model: DataModel, hashes: Sequence[str]) -> None:
     rank = next((rank for rank, own in enumerate(hashes) if own != hashes[0]), None)
     if rank is None:
         return
-    entries = distributed.gather(lambda: model.checksums())
+    entries = distributed.gather(model.checksums)
     names = [name for name in {**entries[0], **entries[rank]} if entries[0].get(name) != entries[rank].get(name)]
     raise ValueError(
         f"rank {rank} has other weights than rank 0 ({_short(names)} differ), so that the sum would be of no matrix; give every "

@@ -143,7 +143,12 @@ class Optimizer(Diagonal):
     """P^{-1/2} of a torch optimizer's state as it is now."""
 
     def __init__(self, A: Operator, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer, self.read = optimizer, _reader(optimizer)
+        if type(optimizer) not in READERS:
+            raise TypeError(
+                f"the preconditioner of {type(optimizer).__name__} is not known here; use one of "
+                f"{', '.join(kind.__name__ for kind in READERS)}, or pass its diagonal as a tensor or a dict by parameter."
+            )
+        self.optimizer, self.read = optimizer, READERS[type(optimizer)]
         self.parameters = _matched(A, optimizer)
         self._seen: list[tuple[torch.Tensor | None, Any]] = []
         self.given = type(optimizer).__name__
@@ -267,16 +272,6 @@ def _sgd(p: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) ->
 READERS: dict[type[torch.optim.Optimizer], Reader] = {
     torch.optim.Adam: _adam, torch.optim.AdamW: _adam, torch.optim.RMSprop: _rmsprop, torch.optim.SGD: _sgd,
 }  # fmt: skip
-
-
-def _reader(optimizer: torch.optim.Optimizer) -> Reader:
-    reader = READERS.get(type(optimizer))
-    if reader is None:
-        raise TypeError(
-            f"the preconditioner of {type(optimizer).__name__} is not known here; use one of "
-            f"{', '.join(kind.__name__ for kind in READERS)}, or pass its diagonal as a tensor or a dict by parameter."
-        )
-    return reader
 
 
 def _in_order(A: Operator, P: Any) -> None:
