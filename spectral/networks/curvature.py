@@ -10,7 +10,6 @@ inputs or of a module's output, N counted targets, C classes.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -84,21 +83,14 @@ class Curvature(SumOverBatches):
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
         self._own = network.wrt != "params" and self.layout == "block-diagonal"  # entries of a vector for each sample
-        size = sum(value.numel() for value in network.values.values())
-        if network.wrt != "params":
-            size = math.prod(survey.variable) * (self.samples if self._own else 1)
+        self.repeats = (self.samples,) if self._own else ()
+        size = network.entries(self.repeats)
         self.singles: per_sample.Gradients | None = None  # how single samples' gradients are made, once asked for
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         self._earlier: Earlier | None = None
         super().__init__(
             (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self.semidefinite
         )
-
-    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        if self.network.wrt == "params":
-            return super()._names(side)
-        each = self.network.info.variable
-        return {self.network.wrt: (self.samples, *each) if self._own else each}
 
     def _what(self) -> dict[str, Any]:
         layout = {} if self.network.wrt == "params" else {"layout": self.layout}

@@ -480,6 +480,12 @@ class DataModel:
         """The gradient of a scalar function of the primals of this batch, to be differentiated in one way."""
         return linearize.GRADIENTS[way](function, self.primals(batch))
 
+    def entries(self, repeats: tuple[int, ...]) -> int:
+        """Of a vector of all parameters, or of one with so many entries for each of the variable's."""
+        if self.wrt == "params":
+            return sum(value.numel() for value in self.values.values())
+        return math.prod((*repeats, *self.info.variable))
+
     def local_shapes(self) -> dict[str, tuple[int, ...]]:
         """The parameters by name, as far as this rank holds them."""
         return {name: tuple(value.shape) for name, value in self.values.items()}

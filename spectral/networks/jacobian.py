@@ -6,7 +6,6 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
@@ -202,11 +201,8 @@ class Jacobian(SumOverBatches):
         rows = self.batch_rows(survey)
         first = sum(self.rank_rows[: distributed.rank()])
         self.starts = list(itertools.accumulate(rows, initial=first))
-        if network.wrt == "params":
-            columns = sum(value.numel() for value in network.values.values())
-        else:
-            columns = math.prod(survey.variable) * (self.outputs if self.layout == "flattened" else 1)
-        super().__init__((sum(self.rank_rows), columns), network, products, tuple(linearize.WAYS))
+        self.repeats = (self.outputs,) if layout == "flattened" else ()
+        super().__init__((sum(self.rank_rows), network.entries(self.repeats)), network, products, tuple(linearize.WAYS))
         self.singles: per_sample.Gradients | None = None  # how rows are made, once asked for
 
     def batch_rows(self, part: DatasetInfo) -> list[int]:
@@ -239,12 +235,7 @@ class Jacobian(SumOverBatches):
         return None if side == "left" else super()._shards(side)
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        if side == "left":
-            return None
-        if self.network.wrt == "params":
-            return super()._names(side)
-        shape = self.network.info.variable
-        return {self.network.wrt: (self.outputs, *shape) if self.layout == "flattened" else shape}
+        return None if side == "left" else super()._names(side)
 
     def _what(self) -> dict[str, Any]:
         return {**super()._what(), "layout": self.layout}

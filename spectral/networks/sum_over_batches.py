@@ -55,6 +55,7 @@ class SumOverBatches(Operator):
     checkpoints = True  # whether a smaller graph of J^T u bounds the memory of products
     direct = True  # whether pieces of a product go where it lies as they come, and never all lie beside it
     turns = True  # whether the second way of differentiation may be faster where the first holds
+    repeats: tuple[int, ...] = ()  # how often a vector has entries for the variable, if that is not the parameters
     _own = False  # whether a vector has entries of its own for each sample
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
@@ -254,7 +255,10 @@ class SumOverBatches(Operator):
             )
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        return self.network.local_shapes()
+        network = self.network
+        if network.wrt == "params":
+            return network.local_shapes()
+        return {network.wrt: (*self.repeats, *network.info.variable)}
 
     def _variables(self) -> list[torch.Tensor]:
         given = (self.network.model, self.network.loss.given, self.network.of)
