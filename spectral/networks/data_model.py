@@ -221,12 +221,13 @@ class DataModel:
         """The same functions of the named parameters alone: what the first sweep has told is shared, sweeps are counted anew."""
         return self._with(names=[name for name in self.names if name in names], sweeps=0)
 
-    def _with(self, **others: Any) -> Any:
+    def _with(self, *, read: bool = True, **others: Any) -> Any:
         """The same functions with other attributes, and its own reading of the parameters."""
         part = copy.copy(self)
         vars(part).update(others, _clones=None)
-        with threads.alone(self.model.modules()):
-            part.read_parameters()
+        if read:
+            with threads.alone(self.model.modules()):
+                part.read_parameters()
         return part
 
     def in_dtype(self, dtype: torch.dtype, *, cast: bool = True) -> Any:
@@ -234,17 +235,12 @@ class DataModel:
 
         `cast`: the parameters too; what reads of them but an output needs no other ones.
         """
-        other = copy.copy(self)
-        other.product_dtype = other.compute_dtype = dtype
-        other._clones, other._stack = None, None
-        if cast:
-            other.read_parameters()
-        return other
+        return self._with(read=cast, product_dtype=dtype, compute_dtype=dtype, _stack=None)
 
     def alone(self, batch: Any, products: Products) -> Any:
         """The same functions of one batch alone, in another dtype: not surveyed yet."""
         data = [] if batch is None else [batch]
-        dtypes = {"product_dtype": products.dtype, "compute_dtype": products.dtype or self.own_dtype}
+        dtypes: dict[str, Any] = {"product_dtype": products.dtype, "compute_dtype": products.dtype or self.own_dtype}
         unseen: dict[str, Any] = {"sweeps": 0, "untested": {}, "first": None, "info": None, "counts": []}
         return self._with(data=data, state=batches.random_state(data), preflight=products.preflight, **dtypes, **unseen)
 
