@@ -24,7 +24,7 @@ from spectral.networks import losses, per_sample, sharded, survey
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.linear_head import HeadCurvature
-from spectral.networks.loss_model import Cut, LossModel
+from spectral.networks.loss_model import LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.schema import choice
@@ -582,9 +582,9 @@ class GaussNewton(Curvature):
             losses.check_classes(self.network.loss.shift)
         with self.network.opened():  # once for all
             if self.chunked and self.options.preflight:
-                cut = Cut()
-                super()._inspect(self.network.cut_at_head(first.batch, cut), cut.below)
-                self._hold_head(cut)
+                recorded, below, seen = self.network.cut_at_head(first.batch)
+                super()._inspect(recorded, below)
+                self._hold_head(seen)
             else:
                 super()._inspect()
             checks.check_loss_of_outputs(self.network, first, type(self).__name__)
@@ -594,11 +594,11 @@ class GaussNewton(Curvature):
         """Whether the head's logits are multiplied a chunk of tokens at a time, and never made whole."""
         return self.network.head is not None
 
-    def _hold_head(self, cut: Cut) -> None:
+    def _hold_head(self, seen: Sequence[Any]) -> None:
         """The logits' derivative is that of the head alone, on the first batch; else the head is not taken."""
         network = self.network
         with torch.enable_grad():
-            gap, scale = network.head_pullback(cut)
+            gap, scale = network.head_pullback(*seen)
         if not gap <= self._allowed * scale:
             network.head = None
             network.untested["the head in chunks"] = f"its derivative is off by {gap / scale:.1e}"

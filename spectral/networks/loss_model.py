@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,16 +18,6 @@ from spectral.networks.data_model import DataModel, FirstBatch, near
 from spectral.networks.places import output_tensor
 from spectral.networks.trees import Place, leaves, named, replaced
 from spectral.probes import Signs
-
-
-@dataclass
-class Cut:
-    """One forward pass with its graph, cut in two before the head: what is `below`, and (h, parameters) -> logits (..., V)."""
-
-    below: list[torch.Tensor] = field(default_factory=list)
-    primals: tuple[torch.Tensor, ...] = ()
-    h: Any = None
-    logits: Any = None
 
 
 class LossModel(DataModel):
@@ -99,34 +88,36 @@ class LossModel(DataModel):
 
         return hidden
 
-    def cut_at_head(self, batch: Any, cut: Cut) -> Callable[..., torch.Tensor]:
-        """The outputs as a function of the parameters, whose head reads a leaf in the place of what is below it."""
-        head = self.model.get_submodule(self.head or "")
+    def cut_at_head(self, batch: Any) -> tuple[Callable[..., torch.Tensor], list[torch.Tensor], list[Any]]:
+        """(the outputs as a function of the parameters, whose head reads a leaf in the place of what is below it; and two lists).
+
+        Once it was called they hold what is below; and the parameters, the leaf and the logits, for `head_pullback`.
+        """
+        head, below, seen = self.model.get_submodule(self.head or ""), list[torch.Tensor](), list[Any]()
 
         def begin_anew(module: Any, args: Any) -> Any:
-            cut.below[:] = args[:1]
-            cut.h = args[0].detach().requires_grad_()
-            return (cut.h, *args[1:])
+            below[:] = args[:1]
+            seen.append(args[0].detach().requires_grad_())
+            return (seen[1], *args[1:])
 
         def selected(output: Any, there: Any) -> torch.Tensor:
             z = output_tensor(output)
-            cut.logits = z.movedim(self.loss.class_axis(z), -1)
+            seen.append(z.movedim(self.loss.class_axis(z), -1))
             return self.select(output, there)
 
         def recorded(*values: torch.Tensor) -> torch.Tensor:
-            cut.primals = values
+            seen[:] = [values]
             with head.register_forward_pre_hook(begin_anew):
                 return self.function(batch, selected)(*values)
 
-        return recorded
+        return recorded, below, seen
 
-    def head_pullback(self, cut: Cut) -> tuple[float, float]:
-        """(how far the logits' derivatives are from those of W h + b, their norm), along signs; a backward pass to the cut.
+    def head_pullback(self, primals: Sequence[torch.Tensor], h: torch.Tensor, z: torch.Tensor) -> tuple[float, float]:
+        """(how far the derivatives of logits z are from those of W h + b, their norm), along signs; a backward pass to the cut.
 
         Pulled back to h and to all parameters: W^T u, u h^T, sum u, and 0 to others.
         """
         head = self.model.get_submodule(self.head or "")
-        z, h, primals = cut.logits, cut.h, cut.primals
         own, named = dict(self.model.named_parameters()), {**self.rest, **self.values}
         weight = next(named[name] for name, p in own.items() if p is head.weight)
         u = Signs(0, z.numel(), z.device)[:].to(z.dtype).view(-1, z.shape[-1])
