@@ -72,8 +72,9 @@ def _units(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
-def _groups(unit: Any) -> list[Any]:
-    return list(unit._get_fsdp_state()._fsdp_param_groups)
+def _groups(model: nn.Module) -> list[Any]:
+    """What torch gathers and reduces at a time."""
+    return [group for unit in _units(model) for group in unit._get_fsdp_state()._fsdp_param_groups]
 
 
 def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> None:
@@ -92,25 +93,20 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
             )
     for unit in _units(model):
         unit.reshard()
-        # of a group, from torch 2.15 on of each of its parameters
-        holders = [
-            one for group in _groups(unit) for one in ([group] if hasattr(group, "mp_policy") else group.fsdp_params)
-        ]
-        for policy in (holder.mp_policy for holder in holders):
-            if {policy.param_dtype, policy.reduce_dtype, policy.output_dtype} - {None, next(model.parameters()).dtype}:
-                raise ValueError(
-                    "fully_shard(mp_policy=...) computes in another dtype than the parameters', which products would not show; "
-                    "shard the model without it, in the dtype that is meant."
-                )
-    if missing := [
-        name for name in OURS for unit in _units(model) for group in _groups(unit) if not hasattr(group, name)
-    ]:
+    groups, dtype = _groups(model), next(model.parameters()).dtype
+    # of a group, from torch 2.15 on of each of its parameters
+    holders = [one for group in groups for one in ([group] if hasattr(group, "mp_policy") else group.fsdp_params)]
+    for policy in (holder.mp_policy for holder in holders):
+        if {policy.param_dtype, policy.reduce_dtype, policy.output_dtype} - {None, dtype}:
+            raise ValueError(
+                "fully_shard(mp_policy=...) computes in another dtype than the parameters', which products would not show; shard "
+                "the model without it, in the dtype that is meant."
+            )
+    if missing := [name for name in OURS for group in groups if not hasattr(group, name)]:
         raise RuntimeError(
             f"torch {torch.__version__} does not say how fully_shard reduces gradients (no {missing[0]}); use torch 2.8 or later."
         )
-    shared = {
-        id(one.sharded_param): one for unit in _units(model) for group in _groups(unit) for one in group.fsdp_params
-    }
+    shared = {id(one.sharded_param): one for group in groups for one in group.fsdp_params}
     own: dict[str, Any] = dict(model.named_parameters())
     tied: dict[Any, str] = {}  # first names of what was one tensor before; torch before 2.13 cannot tell
     for name, p in own.items():
@@ -273,7 +269,7 @@ class ShardedModel(DataModel):
             for name, p in named.items():
                 p.grad = None
                 p.requires_grad_(name in names)
-            for group in (group for unit in _units(self.model) for group in _groups(unit)):
+            for group in _groups(self.model):
                 stack.enter_context(instead(group, **OURS))
             stack.enter_context(collectives.guarded(self._group()))
             yield named
