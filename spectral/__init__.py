@@ -34,18 +34,13 @@ from spectral.estimators.top import Eigenpairs, top
 from spectral.estimators.trace import trace
 from spectral.layer_table import LayerTable
 from spectral.layers import layers
-from spectral.operators import (
-    EmpiricalFisher,
-    Fisher,
-    GaussNewton,
-    Hessian,
-    I,
-    Jacobian,
-    Operator,
-    as_operator,
-    blocks,
-    precondition,
-)
+from spectral.networks.blocks import blocks
+from spectral.networks.curvature import GaussNewton, Hessian
+from spectral.networks.fisher import EmpiricalFisher, Fisher
+from spectral.networks.jacobian import Jacobian
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import I, Operator
+from spectral.operators.precondition import precondition
 from spectral.plan import Plan, plan
 from spectral.report import report
 from spectral.results import Atoms, Band, Density, Estimate

@@ -192,3 +192,16 @@ def test_a_weights_gradient_is_no_convolution_by_an_image(axes, options, transpo
         weight = w.clone().requires_grad_()
         (expected,) = torch.autograd.grad(convolve((C @ v).view_as(x), weight, **options), weight, g)
         assert torch.allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda v: (v * v.sum().item(),), "turns a product's values into a number that decides what is computed"),
+        (lambda v: (torch.zeros(12).copy_(v),), "writes a product's values into a tensor that was made before"),
+        (lambda v: (A[0].clone().add_(A @ v),), "writes a product's values into a tensor that was made before"),
+    ],
+)
+def test_what_is_no_fixed_program_of_its_argument_is_not_recorded(function, said):
+    with pytest.raises(trace.Unrecordable, match=said):
+        trace.record(function, randn(12))

@@ -27,7 +27,7 @@ from spectral.estimators.funm import Product
 from spectral.estimators.solve import Solution
 from spectral.networks.curvature import Curvature
 from spectral.networks.sharded import ShardedModel
-from spectral.operators import Operator
+from spectral.operators.operator import Operator
 
 SIZES = (2, 2, 1, 3, 1, 2)
 SOME = ["*norm*", "scales", "embed.weight"]

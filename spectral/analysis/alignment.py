@@ -17,7 +17,8 @@ from spectral import arrays
 from spectral.estimators.assembled import gram_matrix
 from spectral.estimators.leave_one_out import widening
 from spectral.krylov.lanczos import lanczos
-from spectral.operators import Operator, as_operator
+from spectral.operators.foreign import as_operator
+from spectral.operators.operator import Operator
 from spectral.probes import probe
 from spectral.quadrature.cdf import told_apart
 from spectral.quadrature.gauss import gauss_rule, zero_level

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from spectral import arrays, distributed
 from spectral.estimators.budget import hold_whole
+from spectral.networks.curvature import GaussNewton
 from spectral.networks.jacobian import Jacobian
 from spectral.networks.places import output_tensor
-from spectral.operators import GaussNewton, Operator
+from spectral.operators.operator import Operator
 from spectral.results import Array
 
 LEVELS = ("same", "class", "cross", "within")

@@ -249,10 +249,7 @@ class Tuned:
                 self._single(part[0], sums[0], new)
             self.choice.count += len(part) if self.work.leads else 0
             at += width
-        self._keep()
-
-    def _keep(self) -> None:
-        """Keep what fits; a linearisation goes before a program does."""
+        # keep what fits; a linearisation goes before a program does
         kept, store, device = self.kept, self.engine.store, self.work.device
         store.free(self.work.key)
         if kept.maps is not None and not store.room(kept.maps.bytes + kept.bytes, device):

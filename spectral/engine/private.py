@@ -18,36 +18,19 @@ import torch
 # Without these, importing this module raises ImportError or AttributeError with the name.
 from torch.autograd.forward_ad import _set_fwd_grad_enabled as tangents_enabled
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils import _python_dispatch, _pytree
 
 from spectral.threads import Shared, instead
 
+dispatch_modes = _python_dispatch._get_current_dispatch_mode_stack
+tree_flatten, tree_unflatten = _pytree.tree_flatten, _pytree.tree_unflatten
 weight_norm: Any = sys.modules.get("torch.nn.utils.weight_norm")  # torch.nn.utils has a function of this name
 aten: Any = torch.ops.aten
 unsafe_view = aten._unsafe_view.default
 has_same_storage_numel = aten._has_same_storage_numel.default
 
-__all__ = [
-    "DispatchMode",
-    "TangentsLikeGradients",
-    "call_again",
-    "called_again",
-    "checkpoints",
-    "dispatch_modes",
-    "dtypes_of",
-    "embeddings_of_operations",
-    "has_same_storage_numel",
-    "tangents_enabled",
-    "tree_flatten",
-    "tree_unflatten",
-    "unsafe_view",
-    "weight_norm_of_operations",
-]
 
-
-class DispatchMode(TorchDispatchMode):
+class DispatchMode(_python_dispatch.TorchDispatchMode):
     """Sees every operation that is called under it.
 
     torch keeps its compiler away from such a method, for which it loads the compiler at the first operation: a second in each
@@ -103,6 +86,15 @@ def is_zero(t: torch.Tensor) -> bool:
 def schema(operation: Any) -> Any:
     """Which operands an operation writes, None if nobody knows. Without it nothing can be recorded, as `describe()` says."""
     return getattr(operation, "_schema", None)
+
+
+def written_by(operation: Any, args: Any, kwargs: Any) -> list[Any] | None:
+    """What it writes to of what it is given; None where there is no `schema`."""
+    places = getattr(schema(operation), "arguments", None)
+    return None if places is None else [
+        args[i] if i < len(args) else kwargs.get(place.name)
+        for i, place in enumerate(places) if place.alias_info is not None and place.alias_info.is_write
+    ]  # fmt: skip
 
 
 def softmax_backward(u: torch.Tensor, p: torch.Tensor, axis: int) -> torch.Tensor:

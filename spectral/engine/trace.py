@@ -167,15 +167,11 @@ class Tracer(private.DispatchMode):
         return out
 
     def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        schema = private.schema(func)
-        if schema is None:
+        written = private.written_by(func, args, kwargs)
+        if written is None:
             raise Unrecordable(f"this torch does not say which operands {func} writes")
-        for i, argument in enumerate(schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            written = args[i] if i < len(args) else kwargs.get(argument.name)
-            if isinstance(written, torch.Tensor) and id(written) not in self.nodes:
-                raise Unrecordable(f"{func} writes a product's values into a tensor that was made before")
+        if any(isinstance(t, torch.Tensor) and id(t) not in self.nodes for t in written):
+            raise Unrecordable(f"{func} writes a product's values into a tensor that was made before")
 
 
 class Program:
@@ -276,7 +272,8 @@ class Program:
             _add_in_place(graph, inputs[-1], piece, new)
         graph.output(())
         graph.eliminate_dead_code()
-        reinplace.save_traffic(graph)
+        reinplace.fuse(graph)
+        reinplace.reuse(graph)
         return fx.GraphModule(torch.nn.Module(), graph)
 
     def key(self) -> tuple[Any, ...]:

@@ -29,7 +29,10 @@ from spectral.estimators.budget import free_memory
 from spectral.experiments.datasets import PermutedLabels, Problem, batches, digits, in_dtype, permute_labels
 from spectral.experiments.models import model_for
 from spectral.experiments.training import Trained, evaluate, few_threads, train
-from spectral.operators import GaussNewton, Hessian, Jacobian, Operator, blocks
+from spectral.networks.blocks import blocks
+from spectral.networks.curvature import GaussNewton, Hessian
+from spectral.networks.jacobian import Jacobian
+from spectral.operators.operator import Operator
 from spectral.schema import NAME, RULED, SIZE, Fields, Items, Number, Rule, Text, maybe
 
 CURVE_POINTS = 120  # of a stored alignment curve, geometrically spaced

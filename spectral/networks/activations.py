@@ -38,14 +38,14 @@ class Reached(BaseException):
     """The forward pass has come to where it is to end; models that handle exceptions do not handle this one."""
 
 
-def taken(module: nn.Module, name: str, samples: int, forward: Callable[[], Any]) -> torch.Tensor:
-    """What the module returns in a forward pass, which ends there: a tensor (B, ...) of as many `samples`."""
+def taken(model: nn.Module, name: str, samples: int, forward: Callable[[], Any]) -> torch.Tensor:
+    """What the module of this name returns in a forward pass, which ends there: a tensor (B, ...) of as many `samples`."""
 
     def stop(_: nn.Module, args: Any, output: Any) -> None:
         raise Reached(output)
 
     try:
-        with module.register_forward_hook(stop), torch.no_grad():
+        with module_named(model, name).register_forward_hook(stop), torch.no_grad():
             forward()
     except Reached as reached:
         h = reached.args[0]
@@ -66,9 +66,9 @@ def taken(module: nn.Module, name: str, samples: int, forward: Callable[[], Any]
 
 
 @contextmanager
-def standing_in(module: nn.Module, name: str, h: torch.Tensor) -> Iterator[None]:
+def standing_in(model: nn.Module, name: str, h: torch.Tensor) -> Iterator[None]:
     """Inside, and in what a backward pass makes again, the module's one call gives h; ValueError where it is not called once."""
-    calls: list[int] = []
+    module, calls = module_named(model, name), list[int]()
     outer = private.call_again()
 
     def instead(_: nn.Module, args: Any, output: Any) -> torch.Tensor:

@@ -134,11 +134,8 @@ def check_model(model: Any) -> None:
                     f"the parameter {name} is on the device meta and has no values; load the model's weights first."
                 )
         return
-    way = (
-        "program.module()"
-        if type(model).__name__ == "ExportedProgram"
-        else "a torch.nn.Module (wrap a function in one)"
-    )
+    exported = type(model).__name__ == "ExportedProgram"
+    way = "program.module()" if exported else "a torch.nn.Module (wrap a function in one)"
     raise TypeError(f"model is a {type(model).__name__}; pass {way}.")
 
 
@@ -168,27 +165,14 @@ def _optional(model: nn.Module, required: int) -> str | None:
     return several
 
 
-def default_forward(model: nn.Module, batch: Any, shared: tuple[Any, ...] = ()) -> Any:
+def default_forward(model: nn.Module, batch: Any, shared: tuple[Any, ...] = (), *, labelled: bool = False) -> Any:
     """model(x) for a tensor; model(x1, ..., xr) for a tuple, r what forward requires; model(**fields) without labels for others.
 
     A mapping or dataclass that comes first in a tuple is taken by its names too. Its labels are those that the loss reads: the
     first of LABEL_KEYS that is there, or what comes behind it. What is called so beside them is an input if forward takes it; of
-    forward(*args, **kwargs), which hands on what it is given, that is not known.
+    forward(*args, **kwargs), which hands on what it is given, that is not known. `labelled`: with the labels. One sentence where
+    the batch does not fit the signature of forward.
     """
-    return _checked_call(model, batch, shared, labelled=False)
-
-
-def labelled_forward(model: nn.Module, batch: Any) -> Any:
-    """The model's forward pass with its labels, which makes it return its own loss."""
-    if fields(batch) is None:
-        raise ValueError(
-            "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
-        )
-    return _checked_call(model, batch, labelled=True)
-
-
-def _checked_call(model: nn.Module, batch: Any, shared: tuple[Any, ...] = (), *, labelled: bool) -> Any:
-    """The call, after one sentence where the batch does not fit the signature of forward; `labelled`: with the labels."""
     args: tuple[Any, ...] = ()
     named, behind = fields(batch), 0
     if isinstance(batch, torch.Tensor):
@@ -217,6 +201,15 @@ def _checked_call(model: nn.Module, batch: Any, shared: tuple[Any, ...] = (), *,
     except ValueError:  # it has no signature
         pass
     return model(*args, **kwargs)
+
+
+def labelled_forward(model: nn.Module, batch: Any) -> Any:
+    """The model's forward pass with its labels, which makes it return its own loss."""
+    if fields(batch) is None:
+        raise ValueError(
+            "loss=None means the model's own loss, which needs mappings with labels as batches; pass loss=."
+        )
+    return default_forward(model, batch, labelled=True)
 
 
 def _named(model: nn.Module) -> str:
@@ -274,10 +267,9 @@ def noted(batch: Any) -> Any:
 
 def may_take(model: nn.Module, batch: Any) -> str | None:
     """What forward may take of the entry behind its inputs, where a target stands too; None if it takes none."""
-    own, required = (
-        [] if isinstance(batch, torch.Tensor) or fields(batch) else unlabelled(batch),
-        required_inputs(model),
-    )
+    if isinstance(batch, torch.Tensor) or fields(batch):
+        return None
+    own, required = unlabelled(batch), required_inputs(model)
     return _optional(model, required) if len(own) > required and fields(batch[own[0]]) is None else None
 
 

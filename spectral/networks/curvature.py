@@ -10,7 +10,6 @@ inputs or of a module's output, N counted targets, C classes.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,10 +24,11 @@ from spectral.networks import losses, per_sample, sharded, survey
 from spectral.networks import output_curvature as outputs
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.linear_head import HeadCurvature
-from spectral.networks.loss_model import Cut, LossModel
+from spectral.networks.loss_model import LossModel
 from spectral.networks.products import Products
 from spectral.networks.sum_over_batches import SumOverBatches
 from spectral.schema import choice
+from spectral.threads import instead
 
 Forward = Callable[[nn.Module, Any], Any] | None
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -83,21 +83,14 @@ class Curvature(SumOverBatches):
         if self.count == 0:
             raise ValueError("no target is counted (all are ignored, say), so that the mean loss is not defined.")
         self._own = network.wrt != "params" and self.layout == "block-diagonal"  # entries of a vector for each sample
-        size = sum(value.numel() for value in network.values.values())
-        if network.wrt != "params":
-            size = math.prod(survey.variable) * (self.samples if self._own else 1)
+        self.repeats = (self.samples,) if self._own else ()
+        size = network.entries(self.repeats)
         self.singles: per_sample.Gradients | None = None  # how single samples' gradients are made, once asked for
         self._held: set[str] = set()  # ways whose second derivatives, or the loss's, have been held to differences
         self._earlier: Earlier | None = None
         super().__init__(
             (size, size), network, products, tuple(self.ways), symmetric=True, nonnegative=self.semidefinite
         )
-
-    def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        if self.network.wrt == "params":
-            return super()._names(side)
-        each = self.network.info.variable
-        return {self.network.wrt: (self.samples, *each) if self._own else each}
 
     def _what(self) -> dict[str, Any]:
         layout = {} if self.network.wrt == "params" else {"layout": self.layout}
@@ -175,9 +168,8 @@ class Curvature(SumOverBatches):
         """How far a second derivative is off from a difference of gradients; differences.Wrong if it is no rounding."""
         error = differences.hold(places, product, way)
         if error is None:
-            self.network.untested["second derivatives"] = (
-                "differences of gradients do not tell (kinks, rounding, dtypes)"
-            )
+            why = "differences of gradients do not tell (kinks, rounding, dtypes)"
+            self.network.untested["second derivatives"] = why
         return error or 0.0
 
 
@@ -392,12 +384,9 @@ class Hessian(Curvature):
         if not self._differs or self.noise is not None:
             super()._know_noise()
             return
-        self.noise = 0.0  # what is multiplied now measures none itself
-        try:
-            self.noise = self._error()
-        except BaseException:
-            self.noise = None
-            raise
+        with instead(self, noise=0.0):  # what is multiplied now measures none itself
+            error = self._error()
+        self.noise = error
 
     def _error(self) -> float:
         """Of a product by differences, relative."""
@@ -416,9 +405,8 @@ class Hessian(Curvature):
                 with mine.network.sweep() as batches:
                     differences.hold_gradient(mine.network, next(iter(batches))[1], self._allowed)
             self.measured_by = "a step twice as long"
-            mine.factor = 2.0
-            due = mine.multiply(v)
-            mine.factor = 1.0
+            with instead(mine, factor=2.0):
+                due = mine.multiply(v)
         if mine is self:
             self.products -= 2  # none that anybody asked for
         scale = longvectors.norm(due[:, 0])
@@ -438,11 +426,8 @@ class Hessian(Curvature):
     def describe(self) -> dict[str, Any]:
         if not self._differs:
             return super().describe()
-        stated = {
-            "error": self.noise,
-            "measured_by": self.measured_by if self.noise is not None else "the first product to come",
-        }
-        return {**super().describe(), "finite_difference": stated}
+        by = "the first product to come" if self.noise is None else self.measured_by
+        return {**super().describe(), "finite_difference": {"error": self.noise, "measured_by": by}}
 
     def _hold(self, way: str, v: torch.Tensor, w: trace.Pieces) -> None:
         """Keep a product for the next one's test, its vector in bits if it is one of signs, copied where others can write."""
@@ -465,12 +450,10 @@ class Hessian(Curvature):
             return tuple(p.share * t for t in linearize.GRADIENTS[way](p.function, p.primals).jvp(p.tangents))
 
         size = self.network.samples.size(batch)
-        graph = self._graph_bytes * size
-        trial = differences.Trial(self._tangents(v, size), self.share, here)
-        places = differences.candidates(
-            self.network, batch, differences.of_parameters, trial, graph=graph, inside=self._inside
+        trial = differences.Trial(self._tangents(v, size), self.share, here, self._inside, self._graph_bytes * size)
+        return self._difference(
+            way, differences.candidates(self.network, batch, differences.of_parameters, trial), made
         )
-        return self._difference(way, places, made)
 
 
 class GaussNewton(Curvature):
@@ -587,7 +570,7 @@ class GaussNewton(Curvature):
 
     @property
     def semidefinite(self) -> bool:  # type: ignore[override]  # a constant of other matrices
-        return outputs.is_convex(self.loss)
+        return self.loss is None or type(self.loss) in outputs.CONVEX  # a subclass may be anything
 
     def describe(self) -> dict[str, Any]:
         singles = {} if self.singles is None else self.singles.describe()
@@ -599,9 +582,9 @@ class GaussNewton(Curvature):
             losses.check_classes(self.network.loss.shift)
         with self.network.opened():  # once for all
             if self.chunked and self.options.preflight:
-                cut = Cut()
-                super()._inspect(self.network.cut_at_head(first.batch, cut), cut.below)
-                self._hold_head(cut)
+                recorded, below, seen = self.network.cut_at_head(first.batch)
+                super()._inspect(recorded, below)
+                self._hold_head(seen)
             else:
                 super()._inspect()
             checks.check_loss_of_outputs(self.network, first, type(self).__name__)
@@ -611,11 +594,11 @@ class GaussNewton(Curvature):
         """Whether the head's logits are multiplied a chunk of tokens at a time, and never made whole."""
         return self.network.head is not None
 
-    def _hold_head(self, cut: Cut) -> None:
+    def _hold_head(self, seen: Sequence[Any]) -> None:
         """The logits' derivative is that of the head alone, on the first batch; else the head is not taken."""
         network = self.network
         with torch.enable_grad():
-            gap, scale = network.head_pullback(cut)
+            gap, scale = network.head_pullback(*seen)
         if not gap <= self._allowed * scale:
             network.head = None
             network.untested["the head in chunks"] = f"its derivative is off by {gap / scale:.1e}"
@@ -753,10 +736,14 @@ class GaussNewton(Curvature):
                     form += self.singles.add(batch, terms, total, signs)
                     continue
                 own = self.entries(range(index, index + 1))
-                (of_batch,) = self._tangents(z[own], network.info.samples[index])
-                added, along = per_sample.squares_of_variable(network, batch, terms, arrays.double(of_batch))
+                (of_batch,) = self._tangents(z[own], size := network.info.samples[index])
+                along = arrays.double(of_batch).reshape(size, -1)
+                added = torch.zeros_like(along)
+                for w, (pulled,) in per_sample.Gradients(network).rows(batch, terms):
+                    g = arrays.double(pulled)
+                    added += w[:, None] * g.square()
+                    form += float(w @ (g * along).sum(1).square())
                 total[own] += (added.sum(0) if self.layout == "summed" else added).reshape(-1)
-                form += along
         made = self._finite(part, part.sum(), "of single samples")
         if self.coarse:
             made, form = made.div_(self.count), form / self.count

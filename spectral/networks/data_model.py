@@ -29,35 +29,8 @@ from spectral import arrays, longvectors, threads
 from spectral.checksum import checksum_of
 from spectral.engine import linearize, private
 from spectral.failures import first_line, is_own
-from spectral.networks import activations, checkpointing, model_state
-from spectral.networks.batches import (
-    LABEL_KEYS,
-    Samples,
-    apart,
-    check_data,
-    fingerprint,
-    placed,
-    random_state,
-    rewind,
-    set_random_state,
-    warm_up,
-)
-from spectral.networks.calling import (
-    NOTHING,
-    Reads,
-    WholeCall,
-    check_left_out,
-    check_model,
-    default_forward,
-    has_derivatives,
-    labelled_forward,
-    may_take,
-    noted,
-    required_inputs,
-    select_parameters,
-    unwrapped,
-)
-from spectral.networks.dataset import DatasetInfo, NotFinite
+from spectral.networks import activations, batches, calling, checkpointing, model_state
+from spectral.networks.batches import NotFinite, Samples
 from spectral.networks.diagnose.graph import nodes
 from spectral.networks.learned_loss import Loss
 from spectral.networks.places import INPUT_KEYS, fields, input_place, output_tensor, probabilities
@@ -106,8 +79,8 @@ class DataModel:
         statistics: str = "population",
         products: Products = Products(),  # noqa: B008 (frozen)
     ) -> None:
-        model = unwrapped(model)
-        check_model(model)
+        model = calling.unwrapped(model)
+        calling.check_model(model)
         if not callable(of) and of not in OF:
             raise ValueError(
                 f"of={of!r} is no output; use one of {', '.join(OF[:3])} or a callable(output, batch) -> (B, k)."
@@ -123,7 +96,7 @@ class DataModel:
             raise ValueError("chunk= cuts batches, and statistics='batch' is of whole ones; leave one of them out.")
         if isinstance(shared, str) or not isinstance(shared, Sequence):
             raise TypeError(f"shared={shared!r} must be a list of keys or positions, such as [{shared!r}].")
-        check_data(data)
+        batches.check_data(data)
         if forward is not None:
             function(forward, "forward", "(model, batch)")
         self.model, self.data, self.of, self.wrt = model, data, of, wrt
@@ -133,30 +106,31 @@ class DataModel:
             activations.module_named(model, self.inner)
         self.statistics, self.preflight, self.chunk = statistics, products.preflight, products.chunk
         self.samples = Samples(tuple(shared))
-        self.inputs = 1 if forward is not None else required_inputs(model)
+        self.inputs = 1 if forward is not None else calling.required_inputs(model)
         self.loss = Loss(loss, self.samples, self.inputs)
         own = loss is None and (self._of_loss or self.needs_loss)
         self.loss.guess(model)
-        self.call = WholeCall(model, forward or (labelled_forward if own else default_forward), self.samples.shared)
+        forward = forward or (calling.labelled_forward if own else calling.default_forward)
+        self.call = calling.WholeCall(model, forward, self.samples.shared)
         self.product_dtype = products.dtype
         self.untested: dict[str, str] = {}  # what could not be tested on this model, and why
         given = (loss, of, forward)
         self.roots = [model, *(state for one in given for state in _states(one))]  # what is put back
         self.reads = (*self.roots, *given)  # what the matrix depends on, with all that is read from there
         with threads.alone(model.modules()), threads.RANDOM:
-            self.names = list(select_parameters(model, params)) if wrt == "params" else []
-            self.data = data = apart(data)
-            before = random_state(data)
-            warm_up(data)
-            self.state = random_state(data)
+            self.names = list(calling.select_parameters(model, params)) if wrt == "params" else []
+            self.data = data = batches.apart(data)
+            before = batches.random_state(data)
+            batches.warm_up(data)
+            self.state = batches.random_state(data)
             self._set_dtype(model)
-            rewind(data)
-            set_random_state(data, before)
+            batches.rewind(data)
+            batches.set_random_state(data, before)
         self.autocast = arrays.autocast_of(self.device)  # in which the matrix is built, and multiplied wherever that is
         self.sweeps = 0  # passes over the data so far, the first one (a forward pass for the sizes) included
         self.draws = True  # whether reading the data or running the model draws from a global generator
         self.first: Any = None  # `FirstBatch`, until it has been inspected
-        self._info: DatasetInfo | None = None
+        self.info: Any = None  # `DatasetInfo`, once the first sweep has told
         self._clones: dict[str, torch.Tensor] | None = None  # of the buffers, for the sweep under way
         self._writes = False  # whether forward has been seen to write into buffers
         self._overwrites = False  # whether forward has been seen to write to its inputs
@@ -177,7 +151,7 @@ class DataModel:
     def _set_dtype(self, model: nn.Module) -> None:
         named = dict(model.named_parameters())
         floating = [named[name] for name in self.names] or [
-            p for p in named.values() if has_derivatives(p) and not p.is_complex()
+            p for p in named.values() if calling.has_derivatives(p) and not p.is_complex()
         ]
         devices = {p.device for p in floating}
         if len(devices) > 1:
@@ -233,26 +207,27 @@ class DataModel:
     def first_batch(self) -> Any:
         """The first batch that holds samples, as the data give it in every sweep; None if there is none."""
         with threads.RANDOM:
-            self.data = apart(self.data)
-            before = random_state(self.data)
-            set_random_state(self.data, self.state)
+            self.data = batches.apart(self.data)
+            before = batches.random_state(self.data)
+            batches.set_random_state(self.data, self.state)
             here = torch.device("cpu")
-            batches = (placed(batch, getattr(self, "device", here), lambda t: t) for batch in self.data)
-            batch = next((b for b in batches if self.samples.first(b) is None or self.samples.size(b)), None)
-            rewind(self.data)
-            set_random_state(self.data, before)
+            there = (batches.placed(batch, getattr(self, "device", here), lambda t: t) for batch in self.data)
+            batch = next((b for b in there if self.samples.first(b) is None or self.samples.size(b)), None)
+            batches.rewind(self.data)
+            batches.set_random_state(self.data, before)
         return batch
 
     def restricted(self, names: list[str]) -> Any:
         """The same functions of the named parameters alone: what the first sweep has told is shared, sweeps are counted anew."""
         return self._with(names=[name for name in self.names if name in names], sweeps=0)
 
-    def _with(self, **others: Any) -> Any:
+    def _with(self, *, read: bool = True, **others: Any) -> Any:
         """The same functions with other attributes, and its own reading of the parameters."""
         part = copy.copy(self)
         vars(part).update(others, _clones=None)
-        with threads.alone(self.model.modules()):
-            part.read_parameters()
+        if read:
+            with threads.alone(self.model.modules()):
+                part.read_parameters()
         return part
 
     def in_dtype(self, dtype: torch.dtype, *, cast: bool = True) -> Any:
@@ -260,19 +235,14 @@ class DataModel:
 
         `cast`: the parameters too; what reads of them but an output needs no other ones.
         """
-        other = copy.copy(self)
-        other.product_dtype = other.compute_dtype = dtype
-        other._clones, other._stack = None, None
-        if cast:
-            other.read_parameters()
-        return other
+        return self._with(read=cast, product_dtype=dtype, compute_dtype=dtype, _stack=None)
 
     def alone(self, batch: Any, products: Products) -> Any:
         """The same functions of one batch alone, in another dtype: not surveyed yet."""
         data = [] if batch is None else [batch]
-        dtypes = {"product_dtype": products.dtype, "compute_dtype": products.dtype or self.own_dtype}
-        unseen: dict[str, Any] = {"sweeps": 0, "untested": {}, "first": None, "_info": None, "counts": []}
-        return self._with(data=data, state=random_state(data), preflight=products.preflight, **dtypes, **unseen)
+        dtypes: dict[str, Any] = {"product_dtype": products.dtype, "compute_dtype": products.dtype or self.own_dtype}
+        unseen: dict[str, Any] = {"sweeps": 0, "untested": {}, "first": None, "info": None, "counts": []}
+        return self._with(data=data, state=batches.random_state(data), preflight=products.preflight, **dtypes, **unseen)
 
     # Sweeps ----------------------------------------------------------------------------------------------------------
     def _in_autocast(self) -> AbstractContextManager[Any]:
@@ -284,29 +254,24 @@ class DataModel:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The model in eval mode, to be run outside a sweep; it and every random state are as before afterwards."""
-        with threads.alone(self.model.modules()), threads.RANDOM, self._in_autocast():
-            before = random_state(self.data)
-            outer = self._opened
-            try:
-                with ExitStack() as stack:
-                    if not outer:
-                        self._open(stack)
-                    yield
-            finally:
-                self._opened = outer
-                set_random_state(self.data, before)
+        with threads.alone(self.model.modules()), threads.RANDOM, self._in_autocast(), ExitStack() as stack:
+            stack.callback(batches.set_random_state, self.data, batches.random_state(self.data))
+            if not self._opened:
+                stack.enter_context(threads.instead(self, _opened=True))
+                self._open(stack)
+            yield
 
     def open(self) -> None:
         """Prepare the model for being run in the sweep under way, outside any transform of torch.func."""
         if not self._opened and self._stack is not None:
             self._open(self._stack)
+            self._opened = True
 
     def _open(self, stack: ExitStack) -> None:
         if self.keeps and self._stack is not None:
             self.version()
         self.modes = {module: module.training for module in self.model.modules()}
         stack.enter_context(model_state.untouched(self.model, self.roots[1:], self.statistics == "population"))
-        self._opened = True
         self._clones = None if self._writes else self._cloned()
 
     @contextmanager
@@ -323,29 +288,26 @@ class DataModel:
                 "torch.inference_mode() records no derivatives; leave it for spectral (torch.no_grad() is fine)."
             )
         with threads.alone(self.model.modules()), self._in_autocast(), ExitStack() as stack:
-            self.data = apart(self.data)
+            self.data = batches.apart(self.data)
             if self.draws:
                 stack.enter_context(threads.RANDOM)
-                stack.callback(set_random_state, self.data, random_state(self.data))
-                set_random_state(self.data, self.state)
+                stack.callback(batches.set_random_state, self.data, batches.random_state(self.data))
+                batches.set_random_state(self.data, self.state)
+            stack.callback(lambda: batches.rewind(self.data))
             self.read_parameters()
-            if self.surveyed:
+            if self.info is not None:
                 self.loss.check_counted()
             self.sweeps += 1
             self._seen_version = None
-            outer, self._stack, self._opened = (self._stack, self._opened), stack, False
+            stack.enter_context(threads.instead(self, _stack=stack, _opened=False))
             stack.enter_context(torch.enable_grad())
-            try:
-                if not lazily:
-                    self.open()
-                yield self._batches(fingerprints)
-            finally:
-                rewind(self.data)
-                stack.close()
-                self._stack, self._opened = outer
+            if not lazily:
+                self.open()
+            yield self._batches(fingerprints)
 
     def _batches(self, fingerprints: list[str] | None) -> Iterator[tuple[int, Any]]:
         known = self.info.fingerprints if fingerprints is None else None
+        persistent = ", persistent_workers=False" if getattr(self.data, "persistent_workers", False) else ""
         index, patience = 0, time.monotonic() + PATIENCE
         for batch in self.data:
             if known is None and time.monotonic() > patience and not _ends(self.data):
@@ -355,18 +317,18 @@ class DataModel:
                     "never end, pass a list of some, such as list(itertools.islice(loader, 100)).",
                     stacklevel=2,
                 )
-            batch = self._place(batch)
+            batch = batches.placed(batch, self.device, self._cast)
             first = self.samples.first(batch)
             if first is not None and not len(first):
                 continue  # an empty batch adds nothing, and many models take none
-            mark = fingerprint(batch)
+            mark = batches.fingerprint(batch)
             for part in self._cut(batch):
                 if fingerprints is not None:
                     fingerprints.append(mark)
                 elif known is not None and (index >= len(known) or mark != known[index]):
                     raise ValueError(
                         f"batch {index} is not what it was in the first sweep, so the products would be of another matrix; "
-                        f"use a loader that gives the same batches each time (no random augmentation{self._persistent()})."
+                        f"use a loader that gives the same batches each time (no random augmentation{persistent})."
                     )
                 yield index, part
                 index, mark = index + 1, ""  # a batch has one mark, in however many parts it is multiplied
@@ -390,13 +352,7 @@ class DataModel:
 
     def cut(self, chunk: int) -> None:
         """Multiply so many samples at a time from now on: the first sweep is to be made again."""
-        self.chunk, self._info, self.counts, self.first = chunk, None, [], None
-
-    def _persistent(self) -> str:
-        return ", persistent_workers=False" if getattr(self.data, "persistent_workers", False) else ""
-
-    def _place(self, batch: Any) -> Any:
-        return placed(batch, self.device, self._cast)
+        self.chunk, self.info, self.counts, self.first = chunk, None, [], None
 
     def version(self) -> model_state.Version:
         """Changes with every value, setting and part of what the matrix depends on: what was kept of it before is then stale.
@@ -410,7 +366,9 @@ class DataModel:
     def checksum(self) -> str:
         """A hash of every entry of the model's (and other modules' that are called) parameters and buffers, as they are now."""
         with threads.alone(self.model.modules()):
-            return model_state.checksum(root for root in self.roots if isinstance(root, nn.Module))
+            modules = [root for root in self.roots if isinstance(root, nn.Module)]
+            found = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+            return checksum_of(*found.values())
 
     def kept_checksum(self) -> str:
         """`checksum`, read again only where something was written to the model since."""
@@ -425,21 +383,6 @@ class DataModel:
             named = [*self.model.named_parameters(), *self.model.named_buffers()]
             return {name: checksum_of(t.detach()) for name, t in named}
 
-    @property
-    def surveyed(self) -> bool:
-        return self._info is not None
-
-    @property
-    def info(self) -> DatasetInfo:
-        """Sizes of all batches, once the first sweep has told."""
-        if self._info is None:
-            raise RuntimeError("the data have not been surveyed; call survey(model) first.")
-        return self._info
-
-    @info.setter
-    def info(self, info: DatasetInfo) -> None:
-        self._info = info
-
     def look(self, index: int, batch: Any) -> tuple[int, int]:
         """(samples, outputs per sample) of a batch, from a forward pass."""
 
@@ -448,7 +391,7 @@ class DataModel:
                 self._learn(index, output, there)
             return self.select(output, there)
 
-        z = guarded(self, index, batch, self.function(batch, chosen))
+        z = self.guarded(index, batch, self.function(batch, chosen))
         if not torch.isfinite(z).all():
             raise NotFinite(index, batch, "the model returns", self.function(batch))
         if index == 0:
@@ -456,20 +399,45 @@ class DataModel:
             self.first = FirstBatch(batch, z.detach())
         return z.shape[0], z.shape[1]
 
+    def guarded(self, index: int, batch: Any, function: Callable[..., Any]) -> Any:
+        """The function's value with all parameters detached, so that no graph is kept that the user's code does not ask for.
+
+        The first batch shows whether forward writes to its parameters: by torch, or past it, which cannot be undone.
+        """
+        every = {**self.rest, **self.values} if index == 0 else {}
+        before = {name: checksum_of(value) for name, value in every.items()}
+        try:
+            unwritten = model_state.Unwritten(every) if every else nullcontext()
+            with threads.instead(self, frozen=self.rest), unwritten, self.lending():
+                z = function(*self.primals(batch))
+        except FAILURES as problem:
+            if is_own(problem):
+                raise
+            raise _misfit(self, index, batch, problem) from problem
+        for name, value in every.items():
+            if checksum_of(value) != before[name]:
+                raise ValueError(model_state.written_to(name))
+        made = next((name for name, _ in self.model.named_parameters() if every and name not in every), None)
+        if made:
+            raise ValueError(
+                f"forward makes the parameter {made} when it is first called; run one batch through the model before."
+            )
+        return z
+
     def _check_left_out(self, batch: Any) -> None:
         """One sentence where forward may take an entry of a batch that stands in a target's place, and of= reads none there."""
-        plain = not self._of_loss and self.call.run.given is default_forward and self.shards is None
-        name = may_take(self.model, batch) if plain else None
+        plain = not self._of_loss and self.call.run.given is calling.default_forward and self.shards is None
+        name = calling.may_take(self.model, batch) if plain else None
         if name is None:
             return
 
         def check(output: Any) -> None:
-            seen = noted(repacked(batch))
+            seen = calling.noted(repacked(batch))
             if callable(self.of):
                 self.of(output, seen)
-                if not isinstance(seen, Reads) or seen.whole or max(seen.read, default=0) >= self.inputs:
+                if not isinstance(seen, calling.Reads) or seen.whole or max(seen.read, default=0) >= self.inputs:
                     return
-            check_left_out(self.model, self._lent(batch), name, output)
+            calling.check_left_out(self.model, self._lent(batch), name, output)
 
         self.run(self.values, self._lent(batch), check)
 
@@ -508,9 +476,11 @@ class DataModel:
         """The gradient of a scalar function of the primals of this batch, to be differentiated in one way."""
         return linearize.GRADIENTS[way](function, self.primals(batch))
 
-    def observed(self, function: Callable[..., Any], batch: Any) -> Any:
-        """A function's value at this batch, without a graph, of a model whose parameters nothing can stand in for."""
-        raise TypeError(f"{type(self).__name__} runs on other values in the place of its parameters.")
+    def entries(self, repeats: tuple[int, ...]) -> int:
+        """Of a vector of all parameters, or of one with so many entries for each of the variable's."""
+        if self.wrt == "params":
+            return sum(value.numel() for value in self.values.values())
+        return math.prod((*repeats, *self.info.variable))
 
     def local_shapes(self) -> dict[str, tuple[int, ...]]:
         """The parameters by name, as far as this rank holds them."""
@@ -532,10 +502,8 @@ class DataModel:
     def inputs_of(self, batch: Any) -> torch.Tensor:
         """The inputs of a batch, or the output of the module that is named in their place."""
         if self.inner is not None:
-            module = activations.module_named(self.model, self.inner)
-            return activations.taken(
-                module, self.inner, self.samples.size(batch), lambda: self.run({}, self._lent(batch), lambda z: z)
-            )
+            size, lent = self.samples.size(batch), self._lent(batch)
+            return activations.taken(self.model, self.inner, size, lambda: self.run({}, lent, lambda z: z))
         if self._embeds(batch):
             with torch.no_grad():
                 embedding: Any = self.model.get_input_embeddings
@@ -571,24 +539,24 @@ class DataModel:
         """The pure function primals -> outputs (B, k) of this batch, or -> then(what the model returns, batch)."""
         then = then or self.select
 
-        def of_parameters(*values: torch.Tensor) -> Any:
+        def called(values: Mapping[str, torch.Tensor], batch: Any) -> Any:
             there = self._lent(batch)
-            return self.run(dict(zip(self.names, values, strict=True)), there, lambda output: then(output, there))
+            return self.run(values, there, lambda output: then(output, there))
+
+        def of_parameters(*values: torch.Tensor) -> Any:
+            return called(dict(zip(self.names, values, strict=True)), batch)
 
         def of_inputs(x: torch.Tensor) -> Any:
-            there = self._lent(self.with_inputs(batch, x))
-            return self.run({}, there, lambda output: then(output, there))
+            return called({}, self.with_inputs(batch, x))
 
         def of_activations(h: torch.Tensor) -> Any:
-            module = activations.module_named(self.model, self.inner or "")
-            with activations.standing_in(module, self.inner or "", h):
-                there = self._lent(batch)
-                return self.run({}, there, lambda output: then(output, there))
+            with activations.standing_in(self.model, self.inner or "", h):
+                return called({}, batch)
 
         return of_parameters if self.wrt == "params" else of_inputs if self.inner is None else of_activations
 
     def run(
-        self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any = NOTHING
+        self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any = calling.NOTHING
     ) -> Any:
         """then(what the model returns), or then(output), with the parameters `values` in the place of the model's own."""
         if not self._opened:
@@ -707,7 +675,7 @@ class DataModel:
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the function, as plain JSON."""
-        names = self.names
+        names, untested = self.names, "; ".join(f"{what}: {why}" for what, why in self.untested.items())
         return {
             "model": type(self.model).__name__,
             "of": self.of if isinstance(self.of, str) else _name(self.of),
@@ -722,11 +690,7 @@ class DataModel:
             "parameters": names if len(names) <= 8 else [*names[:4], f"... {len(names) - 8} more ...", *names[-4:]],
             "product_dtype": arrays.dtype_name(self.compute_dtype),
             **({} if self.preflight else {"preflight": False}),
-            **(
-                {"untested": "; ".join(f"{what}: {why}" for what, why in self.untested.items())}
-                if self.untested
-                else {}
-            ),
+            **({"untested": untested} if untested else {}),
         }
 
 
@@ -742,7 +706,8 @@ def _states(given: Any) -> list[Any]:
     """What a loss, an output function or a forward function keeps: attributes of an object that is called, and modules."""
     called = getattr(given, "__self__", given)  # of a method
     own = callable(given) and not isinstance(called, nn.Module | type) and getattr(called, "__dict__", None)
-    return [*([own] if own else []), *model_state.modules_read([given])]
+    modules = [thing for thing in model_state.walk([given], model_state.read) if isinstance(thing, nn.Module)]
+    return [own, *modules] if own else modules
 
 
 def near(a: torch.Tensor, b: torch.Tensor, allowed: float) -> bool:
@@ -764,59 +729,33 @@ def _backward(again: Callable[..., Any], node: Callable[[], Any], *gradients: to
     return again(type(node()).apply, node(), *gradients)
 
 
-def guarded(model: DataModel, index: int, batch: Any, function: Callable[..., Any]) -> Any:
-    """The function's value with all parameters detached, so that no graph is kept that the user's code does not ask for.
-
-    The first batch shows whether forward writes to its parameters: by torch, or past it, which cannot be undone.
-    """
-    if model.shards is not None:
-        with model.lending():
-            return model.observed(function, batch)
-    every = {**model.rest, **model.values} if index == 0 else {}
-    before = {name: checksum_of(value) for name, value in every.items()}
-    try:
-        unwritten = model_state.Unwritten(every) if every else nullcontext()
-        with threads.instead(model, frozen=model.rest), unwritten, model.lending():
-            z = function(*model.primals(batch))
-    except FAILURES as problem:
-        if is_own(problem):
-            raise
-        if model.product_dtype is not None and isinstance(problem, RuntimeError):
-            words = first_line(problem)
-            raise TypeError(
-                f"the model does not run in product_dtype={model.product_dtype} ({words}); leave product_dtype= out."
-            ) from problem
-        kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {model.compute_dtype, *model.kinds}
-        kinds = kinds if isinstance(problem, RuntimeError) else set()
-        odd = [name for name, p in model.model.named_parameters() if not has_derivatives(p)]
-        if not kinds and not odd:
-            kind = next((kind for kind in (TypeError, RuntimeError) if isinstance(problem, kind)), ValueError)
-            own = model.call.run.given is default_forward
-            withheld = [key for key in LABEL_KEYS if own and key in (fields(batch) or {})]
-            without = f" without its {withheld[0]}, which a model is given with loss=None alone" if withheld else ""
-            several = isinstance(batch, tuple | list) and bool(batch) and isinstance(batch[0], tuple | list)
-            told = "model(*batch[0])" if several else "... that calls the model as it wants to be called"
-            way = f"forward=lambda model, batch: {told}" if own else "another forward="
-            way = "another of=" if own and callable(model.of) else way
-            raise kind(
-                f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); it must take what the "
-                f"batch holds{without}, or pass {way}."
-            ) from problem
-        if not kinds:
-            raise TypeError(
-                f"the model fails on batch {index} ({first_line(problem)}), and its parameter {odd[0]} is "
-                f"{arrays.dtype_name(model.model.get_parameter(odd[0]).dtype)}; convert it to a dtype that forward takes."
-            ) from problem
-        listed = " and ".join(sorted(map(str, kinds)))
-        raise TypeError(
-            f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them."
-        ) from problem
-    for name, value in every.items():
-        if checksum_of(value) != before[name]:
-            raise ValueError(model_state.written_to(name))
-    made = next((name for name, _ in model.model.named_parameters() if every and name not in every), None)
-    if made:
-        raise ValueError(
-            f"forward makes the parameter {made} when it is first called; run one batch through the model before."
+def _misfit(model: DataModel, index: int, batch: Any, problem: Exception) -> Exception:
+    """One sentence for a batch that the model does not take."""
+    if model.product_dtype is not None and isinstance(problem, RuntimeError):
+        words = first_line(problem)
+        return TypeError(
+            f"the model does not run in product_dtype={model.product_dtype} ({words}); leave product_dtype= out."
         )
-    return z
+    kinds = {t.dtype for t in tensors(batch) if t.is_floating_point()} - {model.compute_dtype, *model.kinds}
+    kinds = kinds if isinstance(problem, RuntimeError) else set()
+    odd = [name for name, p in model.model.named_parameters() if not calling.has_derivatives(p)]
+    if not kinds and not odd:
+        kind = next((kind for kind in (TypeError, RuntimeError) if isinstance(problem, kind)), ValueError)
+        own = model.call.run.given is calling.default_forward
+        withheld = [key for key in batches.LABEL_KEYS if own and key in (fields(batch) or {})]
+        without = f" without its {withheld[0]}, which a model is given with loss=None alone" if withheld else ""
+        several = isinstance(batch, tuple | list) and bool(batch) and isinstance(batch[0], tuple | list)
+        told = "model(*batch[0])" if several else "... that calls the model as it wants to be called"
+        way = f"forward=lambda model, batch: {told}" if own else "another forward="
+        way = "another of=" if own and callable(model.of) else way
+        return kind(
+            f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); it must take what the "
+            f"batch holds{without}, or pass {way}."
+        )
+    if not kinds:
+        return TypeError(
+            f"the model fails on batch {index} ({first_line(problem)}), and its parameter {odd[0]} is "
+            f"{arrays.dtype_name(model.model.get_parameter(odd[0]).dtype)}; convert it to a dtype that forward takes."
+        )
+    listed = " and ".join(sorted(map(str, kinds)))
+    return TypeError(f"batch {index} holds {listed}, but the model is {model.compute_dtype}; convert one of them.")

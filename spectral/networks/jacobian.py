@@ -6,7 +6,6 @@ Legend: n samples, B in a batch, k outputs per sample, d input features, P param
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
@@ -18,8 +17,8 @@ from spectral import arrays, distributed, probes
 from spectral.engine import linearize, trace
 from spectral.engine.plain import Maps
 from spectral.networks import per_sample
+from spectral.networks.batches import DatasetInfo
 from spectral.networks.data_model import DataModel
-from spectral.networks.dataset import DatasetInfo
 from spectral.networks.diagnose import checks
 from spectral.networks.diagnose.graph import graph_facts
 from spectral.networks.output_curvature import Terms, diagonal_terms
@@ -202,12 +201,8 @@ class Jacobian(SumOverBatches):
         rows = self.batch_rows(survey)
         first = sum(self.rank_rows[: distributed.rank()])
         self.starts = list(itertools.accumulate(rows, initial=first))
-        self.first_sample = sum(self.rank_samples[: distributed.rank()])
-        if network.wrt == "params":
-            columns = sum(value.numel() for value in network.values.values())
-        else:
-            columns = math.prod(survey.variable) * (self.outputs if self.layout == "flattened" else 1)
-        super().__init__((sum(self.rank_rows), columns), network, products, tuple(linearize.WAYS))
+        self.repeats = (self.outputs,) if layout == "flattened" else ()
+        super().__init__((sum(self.rank_rows), network.entries(self.repeats)), network, products, tuple(linearize.WAYS))
         self.singles: per_sample.Gradients | None = None  # how rows are made, once asked for
 
     def batch_rows(self, part: DatasetInfo) -> list[int]:
@@ -240,12 +235,7 @@ class Jacobian(SumOverBatches):
         return None if side == "left" else super()._shards(side)
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        if side == "left":
-            return None
-        if self.network.wrt == "params":
-            return super()._names(side)
-        shape = self.network.info.variable
-        return {self.network.wrt: (self.outputs, *shape) if self.layout == "flattened" else shape}
+        return None if side == "left" else super()._names(side)
 
     def _what(self) -> dict[str, Any]:
         return {**super()._what(), "layout": self.layout}
@@ -379,15 +369,14 @@ class Jacobian(SumOverBatches):
         self._check_separate()
         with self.network.sweep() as batches:
             for index, batch in batches:
-                size = self.network.info.samples[index]
                 if index < first:
                     continue
-                if self.network.wrt != "params":
-                    block = self._input_rows(
-                        linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)), size
-                    )
+                how, units = self._gradients(index, batch)
+                parts = [g for _, g in how.rows(batch, units)]
+                if self.network.wrt == "params":
+                    block = torch.cat([torch.cat(gradients, 1) for gradients in parts])
                 else:
-                    block = self._parameter_rows(index, batch, size)
+                    block = torch.stack([g for (g,) in parts], 1)  # (B, k, d)
                 if index == 0:
                     self._check_rows(batch, block)
                 where = slice(self.starts[index], self.starts[index + 1])
@@ -421,21 +410,6 @@ class Jacobian(SumOverBatches):
                 "are defined then (slq, trace), and they depend on the batches."
             )
 
-    def _input_rows(self, lin: linearize.ForwardMode, size: int) -> torch.Tensor:
-        """(B, k, d): samples do not meet in eval mode, so that one VJP per output gives the rows of all samples."""
-        z = lin.output
-        rows = []
-        for c in range(z.shape[1]):
-            cotangent = torch.zeros_like(z)
-            cotangent[:, c] = 1
-            rows.append(lin.vjp(cotangent)[0].reshape(size, -1))
-        return torch.stack(rows, 1)
-
-    def _parameter_rows(self, index: int, batch: Any, size: int) -> torch.Tensor:
-        """(B, k, P)."""
-        how, units = self._gradients(index, batch)
-        return torch.cat([torch.cat(parts, 1) for _, parts in how.rows(batch, units)]).view(size, -1, self.shape[1])
-
     def _gradients(self, index: int, batch: Any) -> tuple[per_sample.Gradients, Terms]:
         """(how gradients of single samples are made: by vmap where that holds on two samples; a unit vector for each output)."""
         if self.facts is None:
@@ -443,6 +417,8 @@ class Jacobian(SumOverBatches):
         sizes, kind = self.network.info, self.facts.value.dtype  # type: ignore[union-attr]
         z = torch.empty(sizes.samples[index], sizes.outputs[index], dtype=kind, device=self.device)
         units = diagonal_terms(torch.ones_like, z)
+        if self.network.wrt != "params":
+            return per_sample.Gradients(self.network), units
         self.singles = self.singles or per_sample.chosen(self.network, batch, units)
         return self.singles, units
 
@@ -479,36 +455,33 @@ class Jacobian(SumOverBatches):
         choice(exact, "exact", SWITCH)
         self._check_separate()
         norms = arrays.double_zeros((self.rank_samples[distributed.rank()],), self.device)
-        with distributed.Summand(norms) as part:
-            self._own_norms(norms, exact, seed)
+        start, first = 0, sum(self.rank_samples[: distributed.rank()])
+        with distributed.Summand(norms) as part, closing(self._norms(exact, first, seed)) as batches:
+            for own in batches:
+                norms[start : start + len(own)] = own
+                start += len(own)
         whole = part.rows(self.rank_samples)
         if self.ranks > 1 and not arrays.all_finite(whole):
             part.share()
         return whole
 
-    def _own_norms(self, norms: torch.Tensor, exact: bool, seed: int) -> None:
-        """Those of this rank's samples."""
-        start = 0
+    def _norms(self, exact: bool, first: int, seed: int) -> Generator[torch.Tensor, None, None]:
+        """Those of this rank's samples, batch by batch; its first one is sample `first` of all."""
         if exact:
             with closing(self.rows()) as blocks:
                 for (_, block), size in zip(blocks, self.network.info.samples, strict=True):
-                    norms[start : start + size] = arrays.double(block).reshape(size, -1).square().sum(1)
-                    start += size
+                    yield arrays.double(block).reshape(size, -1).square().sum(1)
             return
         with self.network.sweep() as batches:
             for index, batch in batches:
-                size = self.network.info.samples[index]
-                norms[start : start + size] = self._probed_norms(index, batch, size, self.first_sample + start, seed)
-                start += size
+                yield self._probed_norms(index, batch, first, seed)
+                first += self.network.info.samples[index]
 
-    def _probed_norms(self, index: int, batch: Any, size: int, first: int, seed: int) -> torch.Tensor:
-        k = self.network.info.outputs[index]
+    def _probed_norms(self, index: int, batch: Any, first: int, seed: int) -> torch.Tensor:
+        how, units = self._gradients(index, batch)
+        size, k = units.weights.shape
         signs = torch.stack([probes.probe(seed, first + i, k, kind="rademacher") for i in range(size)])
         signs = signs.to(self.device, self.network.compute_dtype)
-        if self.network.wrt != "params":
-            pulled = linearize.ForwardMode(self.network.function(batch), self.network.primals(batch)).vjp(signs)[0]
-            return arrays.double(pulled).reshape(size, -1).square().sum(1)
-        how, units = self._gradients(index, batch)
         along = Terms(units.weights[:, :1], lambda which, samples: signs[samples, None])
         rows = [sum(arrays.double(g).square().sum(1) for g in parts) for _, parts in how.rows(batch, along)]
         return torch.cat(rows)  # type: ignore[arg-type]

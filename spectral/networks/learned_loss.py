@@ -114,20 +114,7 @@ class Loss:
                 size = self.samples.size(batch)
                 return terms.sum() * size, terms.new_tensor(float(size))
             return terms.sum(), counts.sum()
-        return self._from_callable(self._value(output, batch), batch)
-
-    def _value(self, output: Any, batch: Any) -> Any:
-        """What a callable returns."""
-        return (
-            self.given(output_tensor(output), self.target(batch))
-            if self.of_target
-            else self.given(output, repacked(batch))
-        )
-
-    def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return losses.unreduced(self.given, output_tensor(output), self.target(batch))
-
-    def _from_callable(self, value: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        value = self._value(output, batch)
         if isinstance(value, torch.Tensor):
             size = self.samples.size(batch)
             counted = {"mean": size, "each": value.numel()}.get(self.form, 1)
@@ -135,6 +122,15 @@ class Loss:
             return total, torch.tensor(float(counted), device=value.device)
         total, count = value
         return total.sum(), torch.as_tensor(count, device=total.device).detach().sum()
+
+    def _value(self, output: Any, batch: Any) -> Any:
+        """What a callable returns."""
+        if self.of_target:
+            return self.given(output_tensor(output), self.target(batch))
+        return self.given(output, repacked(batch))
+
+    def _terms(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return losses.unreduced(self.given, output_tensor(output), self.target(batch))
 
     def each(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(sums, counts) of the samples, (B,) each: what the loss gives on batches of a single sample."""
@@ -161,10 +157,8 @@ class Loss:
 
     def _made_anew(self, output: Any, size: int) -> bool:
         """Whether the model is run on some samples: the loss reads more than its output, or none of it has a row for each."""
-        return self.output is not None and (self.differentiates or self.reads_model or not self._has_rows(output, size))
-
-    def _has_rows(self, output: Any, size: int) -> bool:
-        return any(self.samples.belongs((), t, size) for t in tensors(output))
+        has_rows = any(self.samples.belongs((), t, size) for t in tensors(output))
+        return self.output is not None and (self.differentiates or self.reads_model or not has_rows)
 
     def sums(self, output: Any, batch: Any) -> torch.Tensor:
         """The summed loss of each sample's counted targets, (B,): their sum is that of the batch."""
@@ -324,10 +318,6 @@ class Loss:
             )
         if why and self.form == "mean":
             self.form = "whole"
-            if index > 0:
-                raise ValueError(
-                    f"{_called(self.given)} returns a number that is no mean over the samples ({why}); return (sum, count)."
-                )
 
     def _is_mean(self, output: Any, batch: Any) -> bool:
         """Whether the first number of (sum, count) is the same where half of the samples are there once and twice."""
@@ -361,14 +351,11 @@ class Loss:
         if not rows:
             own = [t for at, t in leaves(batch) if isinstance(t, torch.Tensor) and not self.samples.is_shared(at)]
             rows = {len(t) for t in own if t.ndim}
-            return (
-                ""
-                if rows <= {size}
-                else f"a batch has entries of {' and '.join(map(str, sorted(rows)))} samples; {SHARED}"
-            )
+            several = " and ".join(map(str, sorted(rows)))
+            return "" if rows <= {size} else f"a batch has entries of {several} samples; {SHARED}"
         entries = {len(t) for t in tensors(batch) if t.ndim}
-        several = size > 0 and not rows & entries and any(count % size == 0 for count in rows)  # rows for each sample
-        if size in rows or several:
+        for_each = size > 0 and not rows & entries and any(count % size == 0 for count in rows)  # rows for each sample
+        if size in rows or for_each:
             return ""
         return f"the first entry of a batch counts {size}, its output {max(rows)}; {SHARED}"
 

@@ -12,9 +12,11 @@ Legend: N tokens of a batch, d the head's width, V classes; h (N, d), W (V, d), 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,61 +37,37 @@ Tensor = torch.Tensor
 
 
 # Which module it is ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class HeadCall:
-    """What a linear layer was given and what it gave, with the version of that memory."""
-
-    h: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    z: Tensor
-    version: int
-
-    def gave(self, z: Tensor) -> bool:
-        """Whether z is what the layer gave: the same memory in the same order, not written to since, and W h + b."""
-        same = z.data_ptr() == self.z.data_ptr() and z.shape == self.z.shape and z.stride() == self.z.stride()
-        if not same or private.version(self.z) != self.version or not self.h.dtype == self.weight.dtype == z.dtype:
-            return False
-        h, z = self.h.reshape(-1, self.h.shape[-1]), z.reshape(-1, z.shape[-1])
-        some = slice(None, None, -(-len(z) // ROWS))
-        made = F.linear(h[some], self.weight, self.bias)
-        gap = longvectors.distance(made, z[some])
-        return gap <= arrays.discrepancy(z.dtype) * longvectors.norm(made.reshape(-1))
-
-
-@dataclass
-class WideCalls:
-    """How often each wide linear layer was called, and the latest call of all: a head is what is called last."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    latest: tuple[str, HeadCall] | None = None
-
-    def head(self, z: Tensor) -> str | None:
-        """The name of the layer that gave the logits z (..., V), and was called for nothing else; None if no layer did."""
-        if self.latest is None:
-            return None
-        name, call = self.latest
-        return name if self.counts[name] == 1 and call.gave(z) else None
-
-
 @contextmanager
-def wide_calls(model: nn.Module) -> Iterator[WideCalls]:
-    """The calls of wide linear layers in the forward pass inside."""
-    calls = WideCalls()
+def wide_calls(model: nn.Module) -> Iterator[Callable[[Tensor], str | None]]:
+    """Inside, of logits z (..., V): the wide linear layer that gave them, by name, and was called for nothing else; None if none.
 
-    def noted(name: str) -> Callable[..., None]:
-        def note(layer: Any, args: Any, z: Tensor) -> None:
-            bias = None if layer.bias is None else layer.bias.detach()
-            calls.counts[name] = calls.counts.get(name, 0) + 1
-            calls.latest = name, HeadCall(args[0].detach(), layer.weight.detach(), bias, z.detach(), private.version(z))
+    A head is what is called last. That it gave z: the same memory in the same order, not written to since, and W h + b.
+    """
+    counts, latest = Counter[str](), list[Any]()
 
-        return note
+    def note(name: str, layer: Any, args: Any, z: Tensor) -> None:
+        bias = None if layer.bias is None else layer.bias.detach()
+        counts[name] += 1
+        latest[:] = name, args[0].detach(), layer.weight.detach(), bias, z.detach(), private.version(z)
+
+    def head(z: Tensor) -> str | None:
+        if not latest or counts[latest[0]] != 1:
+            return None
+        name, h, weight, bias, own, version = latest
+        same = (z.data_ptr(), z.shape, z.stride()) == (own.data_ptr(), own.shape, own.stride())
+        if not same or private.version(own) != version or not h.dtype == weight.dtype == z.dtype:
+            return None
+        h, z = h.reshape(-1, h.shape[-1]), z.reshape(-1, z.shape[-1])
+        some = slice(None, None, -(-len(z) // ROWS))
+        made = F.linear(h[some], weight, bias)
+        gap = longvectors.distance(made, z[some])
+        return name if gap <= arrays.discrepancy(z.dtype) * longvectors.norm(made.reshape(-1)) else None
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if type(module) is nn.Linear and module.out_features >= WIDER * module.in_features:
-                hooks.enter_context(module.register_forward_hook(noted(name)))
-        yield calls
+                hooks.enter_context(module.register_forward_hook(partial(note, name)))
+        yield head
 
 
 def inputs_of(head: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -149,21 +127,17 @@ class HeadCurvature:
 
     def _curved(self, part: slice, dh: Tensor, dW: Tensor | None, db: Tensor | None) -> Tensor:
         """(diag(p) - p p^T) dz of some tokens."""
-        p = self._probabilities(part)
+        p = self.kept.get(part.start)
+        if p is None:
+            p = F.linear(self.h[part], self.weight, self.bias).softmax(-1)
+        if self.keeps:
+            self.kept[part.start] = p
         dz = dh @ self.weight.T
         if dW is not None:
             dz.addmm_(self.h[part], dW.T)
         if db is not None:
             dz.add_(db)
         return linearize.softmax_pullback(p, dz, -1, own=True)
-
-    def _probabilities(self, part: slice) -> Tensor:
-        p = self.kept.get(part.start)
-        if p is None:
-            p = F.linear(self.h[part], self.weight, self.bias).softmax(-1)
-            if self.keeps:
-                self.kept[part.start] = p
-        return p
 
 
 def _plus(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

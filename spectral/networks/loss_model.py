@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from spectral import longvectors
 from spectral.networks import linear_head
-from spectral.networks.data_model import DataModel, FirstBatch, guarded, near
-from spectral.networks.dataset import NotFinite
+from spectral.networks.batches import NotFinite
+from spectral.networks.data_model import DataModel, FirstBatch, near
 from spectral.networks.places import output_tensor
 from spectral.networks.trees import Place, leaves, named, replaced
 from spectral.probes import Signs
-
-
-@dataclass
-class Cut:
-    """One forward pass with its graph, cut in two before the head: what is `below`, and (h, parameters) -> logits (..., V)."""
-
-    below: list[torch.Tensor] = field(default_factory=list)
-    primals: tuple[torch.Tensor, ...] = ()
-    h: Any = None
-    logits: Any = None
 
 
 class LossModel(DataModel):
@@ -54,12 +43,12 @@ class LossModel(DataModel):
                 self.places = self.loss.places(output, batch)
             if self.loss.is_cross_entropy and self.shards is None and self.wrt == "params":
                 z = output_tensor(output)
-                found = calls.head(z.movedim(self.loss.class_axis(z), -1))
+                found = head(z.movedim(self.loss.class_axis(z), -1))
                 self.head = found if index == 0 or found == self.head else None
             return total, count, self.select(output, batch)
 
-        with linear_head.wide_calls(self.model) as calls:
-            total, count, z = guarded(self, index, batch, self.function(batch, chosen))
+        with linear_head.wide_calls(self.model) as head:
+            total, count, z = self.guarded(index, batch, self.function(batch, chosen))
         if not torch.isfinite(total):
             raise NotFinite(index, batch, "the loss is", self.total(batch))
         self.counts.append(float(count))
@@ -99,34 +88,36 @@ class LossModel(DataModel):
 
         return hidden
 
-    def cut_at_head(self, batch: Any, cut: Cut) -> Callable[..., torch.Tensor]:
-        """The outputs as a function of the parameters, whose head reads a leaf in the place of what is below it."""
-        head = self.model.get_submodule(self.head or "")
+    def cut_at_head(self, batch: Any) -> tuple[Callable[..., torch.Tensor], list[torch.Tensor], list[Any]]:
+        """(the outputs as a function of the parameters, whose head reads a leaf in the place of what is below it; and two lists).
+
+        Once it was called they hold what is below; and the parameters, the leaf and the logits, for `head_pullback`.
+        """
+        head, below, seen = self.model.get_submodule(self.head or ""), list[torch.Tensor](), list[Any]()
 
         def begin_anew(module: Any, args: Any) -> Any:
-            cut.below[:] = args[:1]
-            cut.h = args[0].detach().requires_grad_()
-            return (cut.h, *args[1:])
+            below[:] = args[:1]
+            seen.append(args[0].detach().requires_grad_())
+            return (seen[1], *args[1:])
 
         def selected(output: Any, there: Any) -> torch.Tensor:
             z = output_tensor(output)
-            cut.logits = z.movedim(self.loss.class_axis(z), -1)
+            seen.append(z.movedim(self.loss.class_axis(z), -1))
             return self.select(output, there)
 
         def recorded(*values: torch.Tensor) -> torch.Tensor:
-            cut.primals = values
+            seen[:] = [values]
             with head.register_forward_pre_hook(begin_anew):
                 return self.function(batch, selected)(*values)
 
-        return recorded
+        return recorded, below, seen
 
-    def head_pullback(self, cut: Cut) -> tuple[float, float]:
-        """(how far the logits' derivatives are from those of W h + b, their norm), along signs; a backward pass to the cut.
+    def head_pullback(self, primals: Sequence[torch.Tensor], h: torch.Tensor, z: torch.Tensor) -> tuple[float, float]:
+        """(how far the derivatives of logits z are from those of W h + b, their norm), along signs; a backward pass to the cut.
 
         Pulled back to h and to all parameters: W^T u, u h^T, sum u, and 0 to others.
         """
         head = self.model.get_submodule(self.head or "")
-        z, h, primals = cut.logits, cut.h, cut.primals
         own, named = dict(self.model.named_parameters()), {**self.rest, **self.values}
         weight = next(named[name] for name, p in own.items() if p is head.weight)
         u = Signs(0, z.numel(), z.device)[:].to(z.dtype).view(-1, z.shape[-1])
@@ -134,25 +125,17 @@ class LossModel(DataModel):
         if z.requires_grad:
             found = list(torch.autograd.grad(z, (h, *primals), u.view_as(z), allow_unused=True))
         rows = h.detach().reshape(len(u), -1)
-        factors = [(u, weight), *(None for _ in primals)]  # of what is due, of the bias (u^T, 1)
-        at = self.of_head()
-        for i, right in zip(at, (rows, rows.new_ones(len(rows), 1)), strict=True):
-            if i is not None:
-                factors[1 + i] = u.T, right
-        r = Signs(1, weight.shape[1], z.device)[:].to(z.dtype)[:, None]  # the weight is as large as much of the model
+        r = Signs(1, weight.shape[1], z.device)[:].to(z.dtype)  # the weight is as large as much of the model:
+        of_weight, of_bias = self.of_head()
+        due = {-1: u @ weight, of_weight: u.T @ (rows @ r), of_bias: u.sum(0)}  # its columns are added with signs
         gap = scale = 0.0
-        for i, (g, of, product) in enumerate(zip(found, (h, *primals), factors, strict=True), -1):
-            if g is not None or product is not None:
-                g = torch.zeros_like(of) if g is None else g.detach()
-                if product is not None:
-                    left, right = product
-                    g = g.reshape(len(left), -1)
-                    if i == at[0]:  # its columns added with signs: of the mean square length of all of it
-                        g, right = g @ r, right @ r
+        for i, g in enumerate(found, -1):
+            if g is not None or i in due:
+                ours = due[i] if i in due else torch.zeros_like(g)
+                g = torch.zeros_like(ours) if g is None else g.detach()
+                g = (g @ r if i == of_weight and g.ndim > 1 else g).reshape(ours.shape)
                 scale = math.hypot(scale, longvectors.norm(g.reshape(-1)))
-                if product is not None:
-                    g = g - left @ right
-                gap = math.hypot(gap, longvectors.norm(g.reshape(-1)))
+                gap = math.hypot(gap, longvectors.norm((g - ours).reshape(-1)))
         return gap, max(gap, scale)
 
     def of_head(self) -> list[int | None]:

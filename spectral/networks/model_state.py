@@ -121,10 +121,8 @@ def read(thing: Any) -> Any:
         return {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
     if isinstance(thing, MethodType):
         owner = thing.__self__
-        return {
-            "func": thing.__func__,
-            "self": owner if isinstance(owner, nn.Module) else getattr(owner, "__dict__", owner),
-        }
+        held = owner if isinstance(owner, nn.Module) else getattr(owner, "__dict__", owner)
+        return {"func": thing.__func__, "self": held}
     if isinstance(thing, FunctionType):
         return _read_by_function(thing)
     if isinstance(thing, property | staticmethod | classmethod):
@@ -158,11 +156,6 @@ def _read_by_function(function: FunctionType) -> dict[Any, Any]:
         if isinstance(found, ModuleType) and not _installed(getattr(found, "__file__", "")):
             parts |= {(found, key): vars(found)[key] for key in names if key in vars(found)}
     return parts
-
-
-def modules_read(things: Iterable[Any]) -> list[nn.Module]:
-    """All modules that these things read."""
-    return [thing for thing in walk(things, read) if isinstance(thing, nn.Module)]
 
 
 class Kept(NamedTuple):
@@ -389,12 +382,8 @@ class Unwritten(private.DispatchMode):
         self.names = {part.untyped_storage().data_ptr(): name for name, part in parts}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, places = kwargs or {}, getattr(private.schema(func), "arguments", ())
-        written = [
-            args[i] if i < len(args) else kwargs.get(place.name)
-            for i, place in enumerate(places)
-            if place.alias_info is not None and place.alias_info.is_write
-        ]
+        kwargs = kwargs or {}
+        written = private.written_by(func, args, kwargs)
         held = [(t, t.clone(), name) for t in tensors(written) if (name := self._name(t))]
         out = func(*args, **kwargs)
         for t, before, name in held:
@@ -431,12 +420,6 @@ def _check_norms(model: nn.Module, module: nn.Embedding | nn.EmbeddingBag) -> No
 
 
 # Another matrix ------------------------------------------------------------------------------------------------------
-def checksum(roots: Iterable[nn.Module]) -> str:
-    """A hash of every entry of the parameters and buffers: one that differs is another matrix."""
-    found = {id(t): t for root in roots for t in (*root.parameters(), *root.buffers())}
-    return checksum_of(*found.values())
-
-
 class Version:
     """Equal as long as every value, setting, module and function that the roots and their classes `read` is the same.
 

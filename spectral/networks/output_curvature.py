@@ -31,11 +31,6 @@ ENTRYWISE = (*ELEMENTWISE, nn.BCEWithLogitsLoss)  # whose Hessian is diagonal in
 PREDICTIVE = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss)
 
 
-def is_convex(loss: Any) -> bool:
-    """Whether the loss is known to be convex in the logits, so that J^T H J is positive semi-definite."""
-    return loss is None or type(loss) in CONVEX  # a subclass may be anything
-
-
 def check_predictive(loss: Any) -> None:
     """One sentence for a loss that names no predictive distribution."""
     plain = getattr(loss, "weight", None) is None and getattr(loss, "pos_weight", None) is None

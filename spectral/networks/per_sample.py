@@ -55,8 +55,14 @@ class Gradients:
         return form
 
     def rows(self, batch: Any, terms: Terms) -> Rows:
-        """The gradients of a batch's samples, one after another, no more at a time than there is room for."""
+        """The gradients of a batch's samples, one after another, as many as there is room for; of inputs term by term."""
         some, size = terms.there(), len(terms.weights)
+        if self.model.wrt != "params":  # samples are separate, so that one backward pass has a term of all
+            lin = linearize.ForwardMode(self.model.function(batch), self.model.primals(batch))
+            for c in some:
+                pulled = lin.vjp(terms.vectors(c[None], slice(None))[:, 0])
+                yield arrays.double(terms.weights[:, c]), [pulled[0].reshape(size, -1)]
+            return
         if self.reason:
             yield from self._one_by_one(batch, terms, some)
             return
@@ -125,17 +131,3 @@ def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
     off, size = longvectors.distance(got, due), longvectors.norm(due)
     allowed = arrays.discrepancy(graph_facts(model.function(two), model.primals(two)).dtype)
     return Gradients(model, "" if off <= allowed * size else f"vmap differs by {off / (size or 1.0):.1e}")
-
-
-def squares_of_variable(model: DataModel, batch: Any, terms: Terms, z: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """(B, ...) for the inputs or a module's output, and the sum of w (g . z)^2, z (B, ...) in float64.
-
-    Samples are separate, so that one backward pass has a term of all.
-    """
-    lin = linearize.ForwardMode(model.function(batch), model.primals(batch))
-    total, form = torch.zeros_like(z), 0.0
-    for c in terms.there():
-        g, w = map(arrays.double, (lin.vjp(terms.vectors(c[None], slice(None))[:, 0])[0], terms.weights[:, c]))
-        total += w.view(-1, *(1 for _ in g.shape[1:])) * g.square()
-        form += float(w @ (g * z).reshape(len(w), -1).sum(1).square())
-    return total, form

@@ -32,14 +32,9 @@ class Products:
         if self.chunk is not None:
             integer(self.chunk, "chunk", "number of samples (None: as many as fit)")
 
-    @property
-    def budget(self) -> int | None:
-        """Bytes that engines may keep between sweeps; None leaves it to the free memory."""
-        return budget_bytes(self.memory)
-
 
 def budget_bytes(memory: Any) -> int | None:
-    """Bytes of `memory`: a number of bytes, "512MiB", "2GiB", or None (a quarter of the free memory)."""
+    """Bytes that engines may keep between sweeps: a number of them, "512MiB", "2GiB", or None (a quarter of the free memory)."""
     if memory is None:
         return None
     if isinstance(memory, int | float) and not isinstance(memory, bool) and 0 <= memory < float("inf"):

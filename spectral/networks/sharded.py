@@ -34,6 +34,7 @@ from spectral.engine import linearize
 from spectral.networks.calling import unwrapped
 from spectral.networks.data_model import DataModel
 from spectral.networks.loss_model import LossModel
+from spectral.networks.model_state import Snapshot
 from spectral.networks.products import Products
 from spectral.pieces import Shards, own_rows
 from spectral.threads import FORWARD_MODE, instead
@@ -71,8 +72,9 @@ def _units(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
-def _groups(unit: Any) -> list[Any]:
-    return list(unit._get_fsdp_state()._fsdp_param_groups)
+def _groups(model: nn.Module) -> list[Any]:
+    """What torch gathers and reduces at a time."""
+    return [group for unit in _units(model) for group in unit._get_fsdp_state()._fsdp_param_groups]
 
 
 def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> None:
@@ -91,25 +93,20 @@ def hold(model: nn.Module, products: Products, options: Mapping[str, Any]) -> No
             )
     for unit in _units(model):
         unit.reshard()
-        # of a group, from torch 2.15 on of each of its parameters
-        holders = [
-            one for group in _groups(unit) for one in ([group] if hasattr(group, "mp_policy") else group.fsdp_params)
-        ]
-        for policy in (holder.mp_policy for holder in holders):
-            if {policy.param_dtype, policy.reduce_dtype, policy.output_dtype} - {None, next(model.parameters()).dtype}:
-                raise ValueError(
-                    "fully_shard(mp_policy=...) computes in another dtype than the parameters', which products would not show; "
-                    "shard the model without it, in the dtype that is meant."
-                )
-    if missing := [
-        name for name in OURS for unit in _units(model) for group in _groups(unit) if not hasattr(group, name)
-    ]:
+    groups, dtype = _groups(model), next(model.parameters()).dtype
+    # of a group, from torch 2.15 on of each of its parameters
+    holders = [one for group in groups for one in ([group] if hasattr(group, "mp_policy") else group.fsdp_params)]
+    for policy in (holder.mp_policy for holder in holders):
+        if {policy.param_dtype, policy.reduce_dtype, policy.output_dtype} - {None, dtype}:
+            raise ValueError(
+                "fully_shard(mp_policy=...) computes in another dtype than the parameters', which products would not show; shard "
+                "the model without it, in the dtype that is meant."
+            )
+    if missing := [name for name in OURS for group in groups if not hasattr(group, name)]:
         raise RuntimeError(
             f"torch {torch.__version__} does not say how fully_shard reduces gradients (no {missing[0]}); use torch 2.8 or later."
         )
-    shared = {
-        id(one.sharded_param): one for unit in _units(model) for group in _groups(unit) for one in group.fsdp_params
-    }
+    shared = {id(one.sharded_param): one for group in groups for one in group.fsdp_params}
     own: dict[str, Any] = dict(model.named_parameters())
     tied: dict[Any, str] = {}  # first names of what was one tensor before; torch before 2.13 cannot tell
     for name, p in own.items():
@@ -211,9 +208,9 @@ class ShardedModel(DataModel):
         with distributed.together():  # what is wrong with one rank's outputs
             return super().look(index, batch)
 
-    def observed(self, function: Callable[..., Any], batch: Any) -> Any:
-        """A function's value at this batch, without a graph of the model's own."""
-        with self._differentiating(()):
+    def guarded(self, index: int, batch: Any, function: Callable[..., Any]) -> Any:
+        """Without a graph of the model's own; nothing stands in the place of its parameters."""
+        with self.lending(), self._differentiating(()):
             return function(*self.primals(batch))
 
     def _called(self, values: Mapping[str, torch.Tensor], batch: Any, then: Callable[[Any], Any], output: Any) -> Any:
@@ -233,6 +230,7 @@ class ShardedModel(DataModel):
         moves = dict(zip(self.names, tangents, strict=True))
         names = {id(p): name for name, p in self.model.named_parameters()}
         hooks = ExitStack()
+        hooks.callback(self._reshard)
         for unit, places in _owned(self.model).items():
             where = [(m, key, names[id(p)], p) for m, key, p in places if names.get(id(p)) in moves]
 
@@ -249,11 +247,8 @@ class ShardedModel(DataModel):
 
             if where:
                 hooks.enter_context(unit.register_forward_pre_hook(meet))
-        try:
-            with hooks, collectives.guarded(self._group()):
-                yield
-        finally:
-            self._reshard()
+        with hooks, collectives.guarded(self._group()):
+            yield
 
     def pulled(self, function: Callable[..., torch.Tensor], cotangent: torch.Tensor | None) -> list[torch.Tensor]:
         """This rank's rows of J^T u, summed over the ranks; by the model's own backward pass, its gradients as before."""
@@ -268,21 +263,16 @@ class ShardedModel(DataModel):
     def _differentiating(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Inside, the named parameters alone have gradients, none yet, which torch sums over the ranks; yields all of them."""
         named = dict(self.model.named_parameters())
-        before = {name: (p.requires_grad, p.grad) for name, p in named.items()}
-        try:
+        with ExitStack() as stack:
+            stack.callback(Snapshot(named.values()).restore)
+            stack.callback(self._reshard)
             for name, p in named.items():
                 p.grad = None
                 p.requires_grad_(name in names)
-            with ExitStack() as stack:
-                for group in (group for unit in _units(self.model) for group in _groups(unit)):
-                    stack.enter_context(instead(group, **OURS))
-                stack.enter_context(collectives.guarded(self._group()))
-                yield named
-        finally:
-            self._reshard()
-            for name, p in named.items():
-                p.requires_grad_(before[name][0])
-                p.grad = before[name][1]
+            for group in _groups(self.model):
+                stack.enter_context(instead(group, **OURS))
+            stack.enter_context(collectives.guarded(self._group()))
+            yield named
 
 
 class ShardedLossModel(ShardedModel, LossModel):

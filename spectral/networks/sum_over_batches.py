@@ -27,7 +27,7 @@ from spectral.networks.data_model import DataModel
 from spectral.networks.diagnose import checks, differences
 from spectral.networks.diagnose import derivatives as faults
 from spectral.networks.diagnose.graph import GraphFacts, graph_facts
-from spectral.networks.products import Products
+from spectral.networks.products import Products, budget_bytes
 from spectral.networks.trees import tensors
 from spectral.operators.operator import Operator
 from spectral.threads import Weakly
@@ -55,6 +55,7 @@ class SumOverBatches(Operator):
     checkpoints = True  # whether a smaller graph of J^T u bounds the memory of products
     direct = True  # whether pieces of a product go where it lies as they come, and never all lie beside it
     turns = True  # whether the second way of differentiation may be faster where the first holds
+    repeats: tuple[int, ...] = ()  # how often a vector has entries for the variable, if that is not the parameters
     _own = False  # whether a vector has entries of its own for each sample
     unrolled = 1  # passes of one kind that a product is made of: of a flattened Jacobian as many as outputs
 
@@ -68,7 +69,7 @@ class SumOverBatches(Operator):
         self.facts: GraphFacts | None = None  # of the first batch, once its graph was made
         self.engine: Engine = PlainEngine(ways[0])  # of a sharded model: one way, and nothing to choose or to keep
         if network.shards is None:
-            store = Store(products.budget)
+            store = Store(budget_bytes(products.memory))
             self.engine = AutoEngine(
                 products.engine, ways, products.preflight, Weakly(self._explain), self.turns, store=store
             )
@@ -254,7 +255,10 @@ class SumOverBatches(Operator):
             )
 
     def _names(self, side: str) -> dict[str, tuple[int, ...]] | None:
-        return self.network.local_shapes()
+        network = self.network
+        if network.wrt == "params":
+            return network.local_shapes()
+        return {network.wrt: (*self.repeats, *network.info.variable)}
 
     def _variables(self) -> list[torch.Tensor]:
         given = (self.network.model, self.network.loss.given, self.network.of)
@@ -550,11 +554,13 @@ class SumOverBatches(Operator):
             return result
         part.share()
         found = distributed.gather(self._nonfinite)
-        raise self._not_finite(what, next((f"{_on(rank)}{words}" for rank, words in enumerate(found) if words), ""))
+        several = len(found) > 1
+        told = (f"on rank {rank}, {words}" if several else words for rank, words in enumerate(found) if words)
+        raise self._not_finite(what, next(told, ""))
 
     def _nonfinite(self) -> str:
         """The batch of this rank, and its module, whose derivative is not finite."""
-        return faults.locate_nonfinite(self.network, self._differentiated) or ""
+        return faults.locate_nonfinite(self.network, self._differentiated)
 
     def _not_finite(self, what: str, where: str) -> ValueError:
         return ValueError(
@@ -644,7 +650,8 @@ class SumOverBatches(Operator):
             return own
         everyone = distributed.gather(lambda: (own, checksum))
         survey.check_weights(network, [one for _, one in everyone])
-        return everyone[network.info.leader][0]
+        leader = next(rank for rank, part in enumerate(network.info.parts) if part.samples)
+        return everyone[leader][0]
 
     @property
     def _idle(self) -> list[str]:
@@ -672,11 +679,6 @@ class SumOverBatches(Operator):
             **({"product_noise": self.noise} if self.noise is not None else {}),
             **({"asymmetry": self.asymmetry} if self.asymmetry else {}),
         }
-
-
-def _on(rank: int) -> str:
-    """Where a batch lies, in a sentence."""
-    return f"on rank {rank}, " if distributed.world_size() > 1 else ""
 
 
 def _some(names: list[str]) -> list[str]:

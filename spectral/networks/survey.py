@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from spectral import arrays, distributed
-from spectral.networks.batches import fingerprint, random_state, same_random_state
+from spectral.networks.batches import DatasetInfo, fingerprint, random_state, same_random_state
 from spectral.networks.data_model import DataModel
-from spectral.networks.dataset import DatasetInfo
 
 NOTHING = "data holds no batches, or empty ones alone; pass at least one batch that holds samples."
 
@@ -19,7 +18,7 @@ def of_all_ranks(model: DataModel, look: Callable[[], DatasetInfo]) -> DatasetIn
 
     One collective, a second one for more than a hundred batches.
     """
-    if model.surveyed:
+    if model.info:
         return model.info
     if distributed.world_size() == 1:
         return look()
@@ -67,7 +66,7 @@ def check_weights(model: DataModel, hashes: Sequence[str]) -> None:
     rank = next((rank for rank, own in enumerate(hashes) if own != hashes[0]), None)
     if rank is None:
         return
-    entries = distributed.gather(lambda: model.checksums())
+    entries = distributed.gather(model.checksums)
     names = [name for name in {**entries[0], **entries[rank]} if entries[0].get(name) != entries[rank].get(name)]
     raise ValueError(
         f"rank {rank} has other weights than rank 0 ({_short(names)} differ), so that the sum would be of no matrix; give every "
@@ -97,8 +96,6 @@ def _short(value: Any) -> str:
 
 def survey(model: DataModel) -> DatasetInfo:
     """The sizes of all batches of this rank, from one forward sweep."""
-    if model.surveyed:
-        return model.info
     samples: list[int] = []
     outputs: list[int] = []
     fingerprints: list[str] = []

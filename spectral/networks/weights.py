@@ -17,14 +17,7 @@ from torch import Tensor, nn
 
 # What the name of a module's class, or of one it derives from, says it is: WeightWatcher's kinds in WeightWatcher's order, and
 # "conv" for convolutions that it does not know
-KINDS = {
-    "linear": "dense",
-    "conv1d": "conv1d",
-    "conv2d": "conv2d",
-    "embedding": "embedding",
-    "norm": "norm",
-    "conv": "conv",
-}
+KINDS = ("linear", "conv1d", "conv2d", "embedding", "norm", "conv")
 BY_DIMENSIONS = {2: "dense", 4: "conv2d"}  # all that a file tells of a kind
 
 
@@ -82,7 +75,8 @@ def _of_model(model: nn.Module) -> Iterator[Layer]:
 
 def _kind(module: nn.Module) -> str:
     names = [base.__name__.lower() for base in type(module).__mro__]
-    return next((kind for word, kind in KINDS.items() if any(word in name for name in names)), "other")
+    kind = next((kind for kind in KINDS if any(kind in name for name in names)), "other")
+    return "dense" if kind == "linear" else kind
 
 
 def _of_tensors(tensors: Mapping[str, Tensor]) -> Iterator[Layer]:

@@ -1,23 +1,5 @@
-"""What is multiplied: operators of networks and of matrices."""
+"""What is multiplied: matrices known by their products, and the algebra of them."""
 
-from spectral.networks.blocks import blocks
-from spectral.networks.curvature import GaussNewton, Hessian
-from spectral.networks.fisher import EmpiricalFisher, Fisher
-from spectral.networks.jacobian import Jacobian
-from spectral.operators.foreign import as_operator
-from spectral.operators.operator import Gram, I, Operator
-from spectral.operators.precondition import precondition
+from spectral.operators.operator import Gram
 
-__all__ = [
-    "EmpiricalFisher",
-    "Fisher",
-    "GaussNewton",
-    "Gram",
-    "Hessian",
-    "I",
-    "Jacobian",
-    "Operator",
-    "as_operator",
-    "blocks",
-    "precondition",
-]
+__all__ = ["Gram"]

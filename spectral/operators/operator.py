@@ -485,12 +485,8 @@ class Operator(LinearMap):
 
     def __pow__(self, power: Any) -> Operator:
         """A @ A @ ... @ A, `power` >= 1 times."""
-        if (
-            isinstance(power, bool)
-            or not isinstance(power, int | np.integer)
-            or power < 1
-            or self.shape[0] != self.shape[1]
-        ):
+        whole = isinstance(power, int | np.integer) and not isinstance(power, bool) and power >= 1
+        if not whole or self.shape[0] != self.shape[1]:
             raise ValueError(f"{self!r} ** {power!r} is no power; use a square operator and an integer >= 1.")
         return self if power == 1 else self @ self ** (power - 1)
 

@@ -103,7 +103,16 @@ class Preconditioned(Derived):
         return C.multiply_transpose(A.multiply_transpose(C.multiply(U)))
 
 
-class Diagonal(Operator):
+class Root(Operator):
+    """P^{-1/2}, `given` as its description says it."""
+
+    given = "diagonal"
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "preconditioner": self.given}
+
+
+class Diagonal(Root):
     """P^{-1/2} of a diagonal P > 0 (n,), laid out as the vectors of A are."""
 
     new_products = True
@@ -126,9 +135,6 @@ class Diagonal(Operator):
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         return V * self.entries[:, None]
 
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "preconditioner": "diagonal"}
-
     def identity(self) -> str:
         return persist.fingerprint([self.describe(), checksum_of(local(self.entries))])
 
@@ -137,9 +143,15 @@ class Optimizer(Diagonal):
     """P^{-1/2} of a torch optimizer's state as it is now."""
 
     def __init__(self, A: Operator, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer, self.read = optimizer, _reader(optimizer)
+        if type(optimizer) not in READERS:
+            raise TypeError(
+                f"the preconditioner of {type(optimizer).__name__} is not known here; use one of "
+                f"{', '.join(kind.__name__ for kind in READERS)}, or pass its diagonal as a tensor or a dict by parameter."
+            )
+        self.optimizer, self.read = optimizer, READERS[type(optimizer)]
         self.parameters = _matched(A, optimizer)
         self._seen: list[tuple[torch.Tensor | None, Any]] = []
+        self.given = type(optimizer).__name__
         super().__init__(A, self._flat(A))
 
     def _flat(self, A: Operator) -> torch.Tensor:
@@ -176,16 +188,13 @@ class Optimizer(Diagonal):
             self._entries = _positive(self._flat(self.like)).rsqrt()
         return self._entries
 
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "preconditioner": type(self.optimizer).__name__}
 
-
-class Function(Operator):
+class Function(Root):
     """A function V (n, b) -> P^{-1/2} V."""
 
     def __init__(self, A: Operator, function: Callable[[torch.Tensor], Any]) -> None:
         super().__init__(A.shape, A.dtype, A.device, symmetric=True)
-        self.function = function
+        self.function, self.given = function, getattr(function, "__qualname__", type(function).__name__)
 
     def _apply(self, V: torch.Tensor) -> torch.Tensor:
         W = self.function(V)
@@ -195,12 +204,6 @@ class Function(Operator):
                 f"the preconditioner gave {got} for a block {tuple(V.shape)} of {V.dtype}; it must keep shape and dtype."
             )
         return W.detach().clone() if W is V else W.detach()
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            **super().describe(),
-            "preconditioner": getattr(self.function, "__qualname__", type(self.function).__name__),
-        }
 
 
 def _root(A: Operator, P: Any) -> Operator:
@@ -269,16 +272,6 @@ def _sgd(p: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) ->
 READERS: dict[type[torch.optim.Optimizer], Reader] = {
     torch.optim.Adam: _adam, torch.optim.AdamW: _adam, torch.optim.RMSprop: _rmsprop, torch.optim.SGD: _sgd,
 }  # fmt: skip
-
-
-def _reader(optimizer: torch.optim.Optimizer) -> Reader:
-    reader = READERS.get(type(optimizer))
-    if reader is None:
-        raise TypeError(
-            f"the preconditioner of {type(optimizer).__name__} is not known here; use one of "
-            f"{', '.join(kind.__name__ for kind in READERS)}, or pass its diagonal as a tensor or a dict by parameter."
-        )
-    return reader
 
 
 def _in_order(A: Operator, P: Any) -> None:

@@ -23,12 +23,11 @@ ZEROS = (aten.zeros_like.default, aten.new_zeros.default)
 LEAST = 64  # entries from which a constant is worth a look for its double
 
 
-def share(graph: fx.Graph, value: Values, reshaped: bool = False) -> None:
-    """Once what is computed or kept twice, in a graph without operations in place; `value`: constants by placeholder.
+def share(graph: fx.Graph, value: Values) -> None:
+    """Once what is computed twice, in a graph without operations in place; `value`: constants by placeholder.
 
-    `reshaped`: also constants that differ in shape, whose doubles become views: no constants any more to other rewrites.
+    Constants of one shape are shared already: the tracer has met them one by one.
     """
-    _share_constants(graph, value, reshaped)
     _shorten_views(graph)
     _merge(graph)
     clean(graph, value)
@@ -60,13 +59,16 @@ def likeness(t: torch.Tensor, dense: bool = False) -> tuple[Any, ...]:
     return (*key, float(some.cpu().double().sum()))  # most differ here already
 
 
-def _share_constants(graph: fx.Graph, value: Values, reshaped: bool) -> None:
-    """Constants that hold the same numbers in the same order become one."""
+def share_constants(graph: fx.Graph, value: Values) -> None:
+    """Constants that hold the same numbers in the same order become one; those of another shape its views.
+
+    Views are no constants any more to other rewrites, which come before.
+    """
     known: dict[tuple[Any, ...], list[Node]] = {}
     names = list(value)
     for node in names:
         t = value[node]
-        dense = reshaped and t.is_contiguous()
+        dense = t.is_contiguous()
         if t.numel() < LEAST:
             continue
         key = likeness(t, dense)

@@ -16,7 +16,8 @@ import torch
 from torch import fx
 
 from spectral import arrays
-from spectral.engine.passes.cse import SUMS, Node, Values, alike, aten, calls, drop_copies, drop_zeros, replace, share
+from spectral.engine.passes import cse
+from spectral.engine.passes.cse import SUMS, Node, Values, alike, aten, calls, replace
 
 SUMMING = {aten.mm.default: aten.addmm.default, aten.bmm.default: aten.baddbmm.default}  # a b: c + a b
 PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default, aten.div.Tensor, aten.div.Scalar)
@@ -68,12 +69,13 @@ def simplify(graph: fx.Graph, value: Values) -> int:
 
     Returns the bytes of new constants, which are there before the old ones go.
     """
-    drop_copies(graph)
-    share(graph, value)
-    drop_zeros(graph, value)
+    cse.drop_copies(graph)
+    cse.share(graph, value)
+    cse.drop_zeros(graph, value)
     weigh(graph, value)
     made = combine(graph, value)
-    share(graph, value, reshaped=True)
+    cse.share_constants(graph, value)
+    cse.share(graph, value)
     sum_products(graph)
     return made
 

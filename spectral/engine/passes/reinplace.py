@@ -30,14 +30,8 @@ PLACES = {  # operation: (the one in place, operands that it may be written to)
 }
 
 
-def save_traffic(graph: fx.Graph) -> None:
-    """Rewrite a graph without operations in place, other than on its inputs."""
-    _fuse(graph)
-    _reuse(graph)
-
-
-def _fuse(graph: fx.Graph) -> None:
-    """x + y z, x - y z: one pass over memory instead of two."""
+def fuse(graph: fx.Graph) -> None:
+    """x + y z, x - y z: one pass over memory instead of two, in a graph without operations in place, other than on its inputs."""
     node: Node
     for node in list(graph.nodes):
         if not calls(node, SUMS) or node.kwargs or "shape" not in node.meta:
@@ -59,7 +53,7 @@ def _fuse(graph: fx.Graph) -> None:
                 break
 
 
-def _reuse(graph: fx.Graph) -> None:
+def reuse(graph: fx.Graph) -> None:
     """Write a pointwise result to an operand that nothing reads afterwards, by whatever name."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     root: dict[Node, Node | None] = {}  # whose memory a value lies in; None: not ours

@@ -22,9 +22,8 @@ from torch import nn
 from spectral import arrays, distributed, longvectors
 from spectral.engine.linearize import Function, Tensors
 from spectral.failures import first_line, is_own
-from spectral.networks.batches import is_finite, part
+from spectral.networks.batches import DatasetInfo, NotFinite, is_finite, part
 from spectral.networks.data_model import FAILURES, DataModel, FirstBatch
-from spectral.networks.dataset import DatasetInfo, NotFinite
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
 from spectral.networks.loss_model import LossModel
@@ -110,7 +109,11 @@ def _inspected(
             _check_own_eval(network, batch, function(batch), facts.value)
             earlier = next((t for t in (z, total) if t is not None and t.shape == facts.value.shape), None)
             if earlier is None or _differ(earlier, facts.value, earlier.dtype):
-                _check_random(network, batch, function(batch), facts.value)
+                culprit = active_randomness(network, batch, function(batch), facts.value)
+                if culprit is not None:
+                    raise ValueError(
+                        f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise."
+                    )
             if not unchanged:
                 _check_memory(network, batch, function(batch), facts)
             _check_kept(network, batch, function(batch), facts.value)
@@ -336,13 +339,6 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
                 f"loss= reads numbers that the model has reduced already, and {matrix} through them is 0; let it read the "
                 "outputs that they are made of."
             )
-
-
-def _check_random(network: DataModel, batch: Any, function: Function, value: torch.Tensor) -> None:
-    """Refuse a model that is random in eval mode, which two forward passes that differ are not yet; `value` is the latest."""
-    culprit = active_randomness(network, batch, function, value)
-    if culprit is not None:
-        raise ValueError(f"two forward passes of one batch differ: {culprit} is random in eval mode; remove the noise.")
 
 
 def _check_memory(network: DataModel, batch: Any, function: Function, facts: GraphFacts) -> None:

@@ -28,6 +28,7 @@ from spectral.threads import FORWARD_MODE, instead
 if TYPE_CHECKING:
     from spectral.networks.data_model import DataModel
 
+Leaves = tuple[torch.Tensor, ...]
 FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
 SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 COMPILED = re.compile(r"Higher Order Operator: torch\.ops\.higher_order\.(\w+)")  # torch 2.15 compiles no dual tensors
@@ -78,14 +79,13 @@ def locate_nonfinite(network: DataModel, function: Callable[[Any], Function]) ->
     return ""
 
 
-def _leaves(network: DataModel, batch: Any) -> tuple[torch.Tensor, ...]:
+def _leaves(network: DataModel, batch: Any) -> Leaves:
     return tuple(p.detach().requires_grad_() for p in network.primals(batch))
 
 
-def _direction(seed: int, like: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(
-        probes.probe(seed, i, t.numel(), dtype=t.dtype, device=t.device).view_as(t) for i, t in enumerate(like)
-    )
+def _direction(seed: int, like: Leaves) -> Leaves:
+    drawn = (probes.probe(seed, i, t.numel(), dtype=t.dtype, device=t.device) for i, t in enumerate(like))
+    return tuple(v.view_as(t) for v, t in zip(drawn, like, strict=True))
 
 
 def owner(over: list[ModuleCall], node: Any) -> str:
@@ -111,12 +111,11 @@ def _at_each_node(z: torch.Tensor, hook: Callable[[Any, Any, Any], None]) -> Exi
 
 
 def _backward(
-    leaves: tuple[torch.Tensor, ...],
-    z: torch.Tensor,
-    over: list[ModuleCall],
-    sound: Callable[[list[torch.Tensor]], bool],
+    network: DataModel, function: Function, leaves: Leaves, inputs: Leaves, sound: Callable[..., bool]
 ) -> str | None:
     """The first node of a backward pass that makes unsound gradients of sound ones, as `sqrt in norm (LayerNorm)`."""
+    with module_calls(network) as (_, over):
+        z = function(*inputs)
     if not z.requires_grad:
         return None
     bad: list[Any] = []
@@ -133,9 +132,7 @@ def _backward(
 
 def _bad_gradient(network: DataModel, batch: Any, function: Function) -> str | None:
     leaves = _leaves(network, batch)
-    with module_calls(network) as (_, over):
-        z = function(*leaves)
-    return _backward(leaves, z, over, is_finite)
+    return _backward(network, function, leaves, leaves, is_finite)
 
 
 def _tangents(parts: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -166,9 +163,7 @@ def _bad_second(network: DataModel, batch: Any, function: Function) -> str | Non
     leaves = _leaves(network, batch)
     with _forward_mode():
         duals = tuple(map(forward_ad.make_dual, leaves, _direction(0, leaves)))
-        with module_calls(network) as (_, over):
-            z = function(*duals)
-        return _backward(leaves, z, over, lambda parts: is_finite(_tangents(parts)))
+        return _backward(network, function, leaves, duals, lambda parts: is_finite(_tangents(parts)))
 
 
 # Missing derivatives -------------------------------------------------------------------------------------------------

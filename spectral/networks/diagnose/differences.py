@@ -74,6 +74,8 @@ class Trial:
     tangents: Tensors
     share: float
     here: torch.Tensor | None = None  # the sketch of `share` times the gradient at the primals, if the product made it
+    inside: torch.dtype | None = None  # the coarsest dtype that it was computed in, where that is known
+    graph: float = 0.0  # bytes of its batch's
 
 
 def directions(primals: Tensors, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -98,9 +100,8 @@ def probe(
     """
     inside = inside or graph_facts(function, primals).dtype
     eps = max(arrays.machine_epsilon(inside), *(arrays.machine_epsilon(p.dtype) for p in primals))
-    tangents = (
-        directions(primals) if along is None else tuple(t.to(x.dtype) for t, x in zip(along, primals, strict=True))
-    )
+    along = directions(primals) if along is None else along
+    tangents = tuple(t.to(x.dtype) for t, x in zip(along, primals, strict=True))
     return Probe(function, tuple(p.detach() for p in primals), tangents, eps, where)
 
 
@@ -114,25 +115,18 @@ def of_parameters(model: Any, batch: Any, output: Any) -> tuple[Function, tuple[
     return model.total(batch), model.primals(batch)
 
 
-def candidates(
-    network: DataModel,
-    batch: Any,
-    make: Make,
-    trial: Trial | None = None,
-    *,
-    graph: float = 0.0,
-    inside: torch.dtype | None = None,
-) -> Iterator[Probe]:
+def candidates(network: DataModel, batch: Any, make: Make, trial: Trial | None = None) -> Iterator[Probe]:
     """Where `make(network, batch, output)` can be tested, the best place first; `output()` is the model's there.
 
     In float64 on an eighth of the samples, along a random direction; on all of them along the `trial`'s, the direction of a
     product that is there, in float64 and in the dtype it was made in (a random one where that is blind, such as a column of the
-    identity). Float64 only where the memory holds it, and last where it takes more than little, or than a `graph` of the batch
-    [bytes]: in the product's own dtype a test holds three vectors. `inside` is the coarsest dtype that is computed in, where it
-    is known.
+    identity). Float64 only where the memory holds it, and last where it takes more than little, or than the graph of the batch:
+    in the product's own dtype a test holds three vectors.
     """
     size = network.samples.size(batch)
-    entries = sum(t.numel() for t in trial.tangents) if trial is not None else 0
+    entries, graph, inside = 0, 0.0, None
+    if trial is not None:
+        entries, graph, inside = sum(t.numel() for t in trial.tangents), trial.graph, trial.inside
     fits = arrays.has_float64(network.device)
     fits = fits and DOUBLES * 8 * entries <= MEMORY * arrays.available_memory(network.device)
     heavy = DOUBLES * 8 * entries > max(LIGHT, graph)
@@ -159,8 +153,7 @@ def candidates(
             continue
         if along is not None:
             kinds = network.kinds | {network.compute_dtype, inside or network.compute_dtype}
-            coarse = max(map(arrays.machine_epsilon, kinds))
-            here = None if double else along.here
+            coarse, here = max(map(arrays.machine_epsilon, kinds)), None if double else along.here
             p = replace(p, rounding=coarse, trial=True, share=along.share, here=here)
         yield p
 
@@ -295,27 +288,17 @@ def _calls(
     seen: list[tuple[str, Function, tuple[torch.Tensor, ...]]] = []
 
     def note(name: str, run: Callable[[Any], Any], given: Any, weights: dict[str, torch.Tensor]) -> None:
-        real = [
-            (place, t.detach())
-            for place, t in leaves_of(given)
-            if isinstance(t, torch.Tensor) and t.is_floating_point()
-        ]
-        places = [place for place, _ in real]
+        real = {p: t.detach() for p, t in leaves_of(given) if isinstance(t, torch.Tensor) and t.is_floating_point()}
 
         def call(*values: torch.Tensor) -> Any:
-            inputs = replaced(given, dict(zip(places, values, strict=False)))
-            return run((inputs, dict(zip(weights, values[len(places) :], strict=True))))
+            inputs = replaced(given, dict(zip(real, values, strict=False)))
+            return run((inputs, dict(zip(weights, values[len(real) :], strict=True))))
 
-        seen.append((name, call, (*(t for _, t in real), *(w.detach() for w in weights.values()))))
+        seen.append((name, call, (*real.values(), *weights.values())))
 
     def of_module(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         weights = {key: p.detach() for key, p in module.named_parameters()}
-        note(
-            label(network, name, module),
-            lambda x: functional_call(module, x[1], x[0][0], x[0][1]),
-            (args, kwargs),
-            weights,
-        )
+        note(label(network, name, module), lambda x: functional_call(module, x[1], *x[0]), (args, kwargs), weights)
 
     with ExitStack() as stack:
         for cls, name in custom.items():
