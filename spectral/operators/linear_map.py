@@ -13,45 +13,11 @@ import numpy as np
 import torch
 
 from spectral import arrays, longvectors, persist, probes
+from spectral.operators.differentiated import Differentiated
 from spectral.pieces import Piece, Shards
 
 # eps, of a product with a unit vector over ||A||: below 15 seen in networks; see `spectral.krylov.symmetry`
 ROUNDING = 64.0
-
-
-class Differentiated(torch.autograd.Function):
-    """A v as a part of torch's graph: the derivative of u^T A v by v is A^T u.
-
-    A is a constant of that graph, so that v must not be made of what A is made of where the derivative is taken.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, A: Any, v: torch.Tensor) -> Any:
-        ctx.A = A
-        ctx.save_for_backward(*A._variables())  # so that torch tells when they are written to
-        return A @ v.detach()
-
-    @staticmethod
-    def backward(ctx: Any, u: torch.Tensor) -> Any:
-        try:
-            own = set(map(id, ctx.saved_tensors))
-        except RuntimeError as problem:
-            if "inplace" not in str(problem):  # a second time through one graph, say
-                raise
-            raise ValueError(
-                f"{ctx.A!r} has changed since the product whose derivative is taken: its parameters were written to; take the "
-                "derivative before, or multiply again."
-            ) from problem
-        if any(id(getattr(node, "variable", None)) in own for node in arrays.nodes([ctx])):
-            raise ValueError(
-                f"{ctx.A!r} changes with parameters that its vector was made of, and a product has no derivative by the matrix; "
-                "multiply v.detach(), or a v whose part that was made of them is detached."
-            )
-        return None, ctx.A.T @ u
-
-    @staticmethod
-    def jvp(ctx: Any, _: Any, tangent: torch.Tensor) -> Any:
-        return ctx.A @ tangent
 
 
 class LinearMap:
@@ -317,7 +283,7 @@ class LinearMap:
         if not arrays.is_array(other) and not isinstance(other, Mapping | list | tuple):
             return NotImplemented  # another library's operator, or nothing that can be multiplied; `columns` refuses the rest
         if isinstance(other, torch.Tensor) and arrays.has_memory(other) and arrays.differentiated(other):
-            return Differentiated.apply(self, other)  # type: ignore[no-untyped-call]
+            return Differentiated.apply(self, other, self._variables())  # type: ignore[no-untyped-call]
         V = self.columns(other)
         if not longvectors.finite(V):
             raise ValueError(f"the array that {type(self).__name__} is to multiply holds NaN or infinity; mend it.")
