@@ -18,13 +18,12 @@ from spectral.krylov.lanczos import LanczosRecord
 from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.density import density
 from spectral.quadrature.error import between, stated_error
-from spectral.quadrature.function import STEEP, Function, moved_by_rounding, values_of, values_on
+from spectral.quadrature.farthest import Unfinished, farthest, first_of, unfinished
+from spectral.quadrature.function import Function, moved_by_rounding, values_of, values_on
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Band, Density, Estimate, nan, over, rounded
 from spectral.schema import FRACTION, NONNEGATIVE, SHARE, choice, number
 
-LIGHT = 0.25  # of what an eigenvalue weighs in the mean: a single Gaussian has less in 38 %, four in 1 %
-MISSED = 0.05  # a chance: what has no more lies beyond two standard errors
 NO_ATOMS = Atoms(np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
@@ -299,67 +298,17 @@ class Spectrum(Quadrature):
         return float(max(self._reach(f)))
 
     def _reach(self, f: Function) -> np.ndarray:
-        """How much larger and how much smaller the integral of f may be, (2,): over the probes, the most that rules alike add."""
-
-        def at(x: np.ndarray) -> np.ndarray:  # f is asked for values of one row
-            return values_of(f, x.reshape(-1)).reshape(x.shape)
-
-        total, least, unfinished = np.zeros(2), self.least, self.unfinished
-        if not np.isfinite(least) and self._positive and not np.isfinite(at(np.zeros(1))).all():
-            least, unfinished = 0.0, self._positive  # who asks for a logarithm says that there is one
-        pole = np.isfinite(least) and not np.isfinite(at(np.full(1, least))).all()
-        least = self._nearest(least) if pole and unfinished else least
-        for share, (theta, omega), residuals, (nodes, weights), record in unfinished:
-            y = values_on(self, f, theta)
-            own = omega @ y
-            with np.errstate(all="ignore"):
-                others = np.where(nodes.min(1) < least, np.nan, (weights * at(nodes)).sum(1))
-                if pole and least < theta[0]:
-                    points, masses = gauss.outside(record, least)
-                    others = np.append(others, masses @ at(points))
-                pairs, masses = gauss.spread(theta, residuals, least)
-                moved = (masses * (at(pairs) - y)).sum(0)
-                slope = np.ptp(y) / np.ptp(theta)
-                steep = np.isfinite(moved) & (np.abs(moved) > STEEP * slope * residuals)
-            finite = np.isfinite(others)
-            beyond = others[finite] - own
-            total += share * np.maximum([beyond.max(), -beyond.min()], 0.0) if finite.any() else np.inf
-            jumps = np.where(steep, moved, 0.0)
-            total += share * np.maximum([jumps.max(0), -jumps.min(0)], 0.0) @ omega
-        return total
+        return farthest(self, f, self.unfinished, lambda: self._positive)
 
     @cached_property
-    def unfinished(self) -> list[tuple[Any, ...]]:
-        """Of each probe that more steps may move: (eigenvalues it is for, T's Gauss rule, residuals, rules alike, record)."""
-        return self._unfinished(self.least)
+    def unfinished(self) -> list[Unfinished]:
+        """The probes that more steps may move."""
+        return unfinished(self, self.least)
 
     @cached_property
-    def _positive(self) -> list[tuple[Any, ...]]:
+    def _positive(self) -> list[Unfinished]:
         """The same if no eigenvalue is negative; empty where a node is."""
-        return self._unfinished(0.0) if self._first > 0 else []
-
-    @property
-    def _first(self) -> float:
-        """The least Ritz value."""
-        return min((float(record.eigen[0][0]) for record in self.records if record.steps), default=np.inf)
-
-    def _unfinished(self, least: float) -> list[tuple[Any, ...]]:
-        found = []
-        for share, record, gone in zip(self.pooling, self.records, self.removed, strict=True):
-            if record.steps > 0 and record.betas[-1] > 0:
-                free = share * self.unresolved * gauss.undeflated(record) / gauss.free_share(record, gone)
-                (theta, S), others = record.eigen, gauss.alike(record, least, LIGHT / self.eigenvalues)
-                found.append((free, (theta, S[0] ** 2), record.betas[-1] * np.abs(S[-1]), others, record))
-        return found
-
-    def _nearest(self, least: float) -> float:
-        """How near to `least`, where f has no value, an eigenvalue may lie: see `truncation`."""
-        near, reach = 2 * self.rounding, self._first - least
-        if reach <= near:
-            return least + near
-        x = least + np.geomspace(max(near, gauss.TINY), reach, 240)
-        likely = np.flatnonzero(self.chance(x) > MISSED)
-        return float(x[likely[0]]) if len(likely) else self._first
+        return unfinished(self, 0.0) if first_of(self) > 0 else []
 
     def moment(self, p: float) -> Estimate:
         """The mean of lambda^p over all dim eigenvalues.
