@@ -132,6 +132,7 @@ META = Fields(
         "nonnegative": Flag(),
         "vector": Flag(),
         "dimension": SIZE,
+        "least": REAL,
         "value_error": NONNEGATIVE,
         "error": Fields(
             may={

@@ -1,6 +1,7 @@
 """Laws of `Spectrum`: sums, numbers against dense formulas, merging, distances, files."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -250,3 +251,13 @@ def test_the_error_of_a_trace_by_one_step_is_that_of_more():
 def test_one_step_in_an_invariant_subspace_is_sure():
     s = spectral.slq(2 * np.eye(5), probes=1, steps=1, deflate=False)
     assert s.integrate(np.exp).stderr < 1e-12 and s.meta["error"]["w1"] == 0
+
+
+def test_what_no_eigenvalue_is_below_is_kept_in_a_file_and_held_to_be_a_number(tmp_path):
+    G = spectral.as_operator(np.random.default_rng(0).standard_normal((20, 20))).gram("right")
+    s = spectral.slq(G + 0.5 * spectral.I, probes=2, steps=5)
+    s.save(tmp_path / "s.npz")
+    assert spectral.Spectrum.load(tmp_path / "s.npz").least == s.least == 0.5
+    replace(s, meta={**s.meta, "least": "low"}).save(tmp_path / "t.npz")
+    with pytest.raises(ValueError, match=r"meta\.least must be a finite number, got 'low'"):
+        spectral.Spectrum.load(tmp_path / "t.npz")

@@ -56,7 +56,7 @@ class Quadrature:
     @property
     def eigenvalues(self) -> int:
         """How many eigenvalues what is not resolved may be spread over."""
-        return int(self.meta["dimension"]) if self.of_vector else self.unresolved
+        return int(self.meta.get("dimension", self.dim)) if self.of_vector else self.unresolved
 
     @property
     def nonnegative(self) -> bool:
