@@ -474,10 +474,16 @@ def nodes(starts: Iterable[Any]) -> list[Any]:
     return list(found)
 
 
+def leaf_of(node: Any) -> torch.Tensor | None:
+    """The leaf that a node of torch's backward graph ends at; None for others: a user's function may have a `variable` too."""
+    leaf: torch.Tensor | None = node.variable if type(node).__name__ == "AccumulateGrad" else None
+    return leaf
+
+
 def reached_leaves(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The leaves that the values depend on, themselves among them where they are leaves."""
-    ends = [node.variable for node in nodes(z.grad_fn for z in values) if hasattr(node, "variable")]
-    return [*ends, *(z for z in values if z.requires_grad and z.grad_fn is None)]
+    ends = map(leaf_of, nodes(z.grad_fn for z in values))
+    return [*(leaf for leaf in ends if leaf is not None), *(z for z in values if z.requires_grad and z.grad_fn is None)]
 
 
 def machine_epsilon(dtype: torch.dtype | str) -> float:

@@ -585,11 +585,25 @@ def test_parts_of_a_large_gradient_are_added_where_they_come_in_a_second_backwar
         def backward(ctx, g):
             return ctx.saved_tensors[0] if bool(g == 1) else g * ctx.saved_tensors[0]
 
+    class Marked(torch.autograd.Function):
+        """Looks like a leaf's node, which torch gives a `variable` too."""
+
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.variable = w
+            ctx.save_for_backward(x, w)
+            return x @ w.T
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w = ctx.saved_tensors
+            return g @ w, g.T @ x
+
     def total(*values):
         named = dict(zip(names, values, strict=True))
-        return nn.functional.cross_entropy(torch.func.functional_call(net, named, (ids,)), labels) + Half.apply(
-            named["plain"]
-        )
+        marked = torch.tanh(Marked.apply(named["inner.weight"].T, named["back.weight"])).sum()
+        entropy = nn.functional.cross_entropy(torch.func.functional_call(net, named, (ids,)), labels)
+        return entropy + marked + Half.apply(named["plain"])
 
     lin = linearize.ReverseOverReverse(total, primals)
     tangents = [torch.randn_like(p) for p in primals]

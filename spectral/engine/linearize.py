@@ -203,8 +203,8 @@ def givers_of(starts: Iterable[Any], leaves: Tensors) -> list[Giver]:
 
     def find(node: Any) -> tuple[int, bool] | None:
         """The leaf that a node hands all that it gets on to, and whether transposed."""
-        if hasattr(node, "variable"):
-            return (large[id(node.variable)], False) if id(node.variable) in large else None
+        if (leaf := arrays.leaf_of(node)) is not None:
+            return (large[id(leaf)], False) if id(leaf) in large else None
         beyond = find(node.next_functions[0][0]) if node is not None and node.name() == "TBackward0" else None
         return beyond and (beyond[0], not beyond[1])
 

@@ -33,7 +33,7 @@ class Differentiated(torch.autograd.Function):
                 f"{ctx.A!r} has changed since the product whose derivative is taken: its parameters were written to; take the "
                 "derivative before, or multiply again."
             ) from problem
-        if any(id(getattr(node, "variable", None)) in own for node in arrays.nodes([ctx])):
+        if any(id(arrays.leaf_of(node)) in own for node in arrays.nodes([ctx])):
             raise ValueError(
                 f"{ctx.A!r} changes with parameters that its vector was made of, and a product has no derivative by the matrix; "
                 "multiply v.detach(), or a v whose part that was made of them is detached."
