@@ -388,6 +388,22 @@ def test_program_that_is_wrong_from_its_second_call_on_is_refused_and_no_product
     assert any("replay: differs from a fresh product by 4.0e-01 on call 2" in why for why in choice.failures)
 
 
+@pytest.mark.parametrize("good", [1, 2])
+def test_a_program_is_held_to_a_product_that_lies_in_part_where_it_would_write(good, monkeypatch):
+    """A heavy J^T u lies in its place, but for what autograd does not reach: an idle first parameter's zeros."""
+    monkeypatch.setattr(arrays, "HEAVY", 0)
+    net = nn.ModuleDict({"idle": nn.Linear(5, 5), "used": nn.Linear(4, 3)}).double()
+    x, engine = torch.randn(6, 4).double(), Stale()
+    engine.good = good
+    J = Jacobian(net, [x], forward=lambda model, batch: model["used"](batch).tanh())
+    due, J.engine = torch.stack([J.T @ e for e in torch.eye(18).double()], 1), engine
+    J.expect(10**9)
+    for _ in range(5):
+        u = torch.randn(18).double()
+        assert torch.allclose(J.T @ u, due @ u, rtol=1e-12, atol=1e-14)
+    assert any("replay: differs from a fresh product" in why for why in engine.choices["J^T u"].failures)
+
+
 @pytest.mark.parametrize("vectors", ["random", "units", "one"])
 @pytest.mark.parametrize("good", [1, 2, None])
 def test_a_program_of_a_symmetric_matrix_is_held_to_its_product_with_signs(good, vectors):

@@ -273,7 +273,9 @@ class Tuned:
         if product is None:
             product = self._by_way(v, w if new else None)
             if kept.program is not None:
-                self._prove(v, product, w if new and product[0].data_ptr() != w.data_ptr() else None)
+                here = w.untyped_storage().data_ptr()  # a part of the product may lie in w, the first one or another
+                apart = new and all(piece.untyped_storage().data_ptr() != here for piece in product)
+                self._prove(v, product, w if apart else None)
             elif choice.asked != "auto" and not choice.proven and self._pays():  # at once
                 self._record(v, None)
         pieces = list(product)
