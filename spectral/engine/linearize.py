@@ -361,7 +361,7 @@ class ReverseOverReverse(ForwardOverReverse):
 
     _leaves: tuple[torch.Tensor, ...] = ()
     _gradients: tuple[GradientEdge | None, ...] | None = None
-    _givers: Sequence[Giver] = ()
+    _givers: Sequence[Giver] | None = None  # of the graph, once there is room for a product
 
     def jvp(self, tangents: Tensors) -> tuple[torch.Tensor, ...]:
         if self._gradients is None:
@@ -369,13 +369,13 @@ class ReverseOverReverse(ForwardOverReverse):
             with math_attention():  # the fused one has no double backward
                 value = gradients(self.function(*self._leaves), self._leaves, create_graph=True)
             self._gradients = edges(value)
-            if not trace.recording():
-                self._givers = givers_of((edge.node for edge in self._gradients if edge is not None), self._leaves)
             if self.see is not None:
                 self.see([t.detach() for t in value])
             del value
         room, self.room = self.room, None
-        with written(self._leaves, room, self._givers) as there:
+        if room is not None and self._givers is None:
+            self._givers = givers_of((edge.node for edge in self._gradients if edge is not None), self._leaves)
+        with written(self._leaves, room, self._givers or ()) as there:
             return _through(self._gradients, tangents, self._leaves, there)
 
 

@@ -162,7 +162,7 @@ def functional(spectrum: Spectrum, f: bounds.Signed, interval: Interval | None =
     """sum_i f(lambda_i) with Golub-Meurant bounds of the pooled quadratic forms."""
     a, b = pair(interval)
     if a is not None:
-        spectrum = replace(spectrum, meta={**spectrum.meta, "least": float(a)})
+        spectrum = replace(spectrum, meta={**spectrum.meta, "least": max(float(a), spectrum.least)})
     e = spectrum.integrate(f.f)
     if spectrum.is_exact or not spectrum.records:
         return e

@@ -181,7 +181,7 @@ def _prescribed(
     right = max(min(b + blur, high), theta[-1] + blur)
     for node, sign in ((left, g.odd), (right, -g.odd)):
         if np.isfinite(node):
-            yield sign, np.append(alphas, node + betas[-1] ** 2 / gauss.last_pivot(record, node)), betas
+            yield sign, np.append(alphas, gauss.last_alpha(record, node, betas[-1])), betas
     if np.isfinite(left) and np.isfinite(right):
         gamma, mu = 1 / gauss.last_pivot(record, left), 1 / gauss.last_pivot(record, right)
         square = (right - left) / (gamma - mu)

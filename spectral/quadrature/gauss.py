@@ -57,7 +57,7 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
     if np.isfinite(least):
         # not a blur below theta_1: of 10^8 eigenvalues near 0 that would be more than the trace
         edge = min(least, record.eigen[0][0] - TOUCHING * norm(record))
-        low = min(edge + betas[-1] ** 2 / last_pivot(record, edge), high)
+        low = min(last_alpha(record, edge, betas[-1]), high)
         high, ends = max(high, low + betas[-1]), [low]
         shorter = np.maximum(shorter, alphas[-1] - last_pivot(record, edge))
     far = [d for d in _far(record, share) if d > high or (d < low and not np.isfinite(least))]
@@ -81,8 +81,7 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
 
 def outside(record: LanczosRecord, x: float) -> tuple[np.ndarray, np.ndarray]:
     """The Radau rule, (k + 1,) each, with a node at x below the Ritz values; the sum of its eigenvalue rounds like ||T||."""
-    alpha = x + record.betas[-1] ** 2 / last_pivot(record, x)
-    theta, S = eigh_tridiagonal(np.append(record.alphas, alpha), record.betas)
+    theta, S = eigh_tridiagonal(np.append(record.alphas, last_alpha(record, x, record.betas[-1])), record.betas)
     return np.append(x, theta[1:]), S[0] ** 2
 
 
@@ -125,6 +124,11 @@ def last_pivot(record: LanczosRecord, x: float) -> float:
     """
     theta, S = record.eigen
     return float(1 / np.sum(S[-1] ** 2 / (theta - x)))
+
+
+def last_alpha(record: LanczosRecord, x: float, beta: float) -> float:
+    """That of the Radau rule with a node at x, outside the Ritz values, and the residual norm `beta`."""
+    return x + beta**2 / last_pivot(record, x)
 
 
 def undeflated(record: LanczosRecord) -> float:
