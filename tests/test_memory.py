@@ -167,3 +167,21 @@ def test_an_operator_that_nobody_holds_is_gone_at_once_with_its_data_and_what_it
         assert [case for case in cases if used(*case)() is not None] == []
     finally:
         gc.enable()
+
+
+def test_a_graph_is_counted_where_one_is_made_anew_and_recording_once():
+    """Beside a batch's gradients: of a product that keeps nothing its graph, of a recorded one what is kept."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5)), nn.CrossEntropyLoss()
+    data = [(torch.randn(40, 20), torch.arange(40) % 5)]
+    gradient = 4 * sum(p.numel() for p in model.parameters())
+    anew = spectral.GaussNewton(model, loss, data, memory=0)
+    anew @ torch.randn(anew.shape[1])
+    assert anew.store.used == 0 and anew.workspace > gradient + 4 * 40 * 30  # the hidden layer is a part of the graph
+    A = spectral.GaussNewton(model, loss, data)
+    A.expect(10**6)
+    for _ in range(12):
+        A @ torch.randn(A.shape[1])
+    assert A.describe()["engine"] == "replay" and A.workspace == gradient + A.store.used
+    held = A.engine.recording
+    assert A.store.used <= held and A.first_workspace == 2 * gradient + held

@@ -162,6 +162,7 @@ class AutoEngine:
     choices: dict[str, Choice] = field(default_factory=dict)
     store: Store = field(default_factory=Store)
     shared: dict[Any, Any] = field(default_factory=dict)  # adders, block and compiled programs by their key
+    recording: int = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoEngine:
         """One that has multiplied nothing: graphs and programs are of the model that they were made of."""
@@ -193,11 +194,6 @@ class AutoEngine:
             choice.proven or not (choice.young or choice.program) for choice in self.choices.values()
         )
         return self.asked in ALONE or tried
-
-    @property
-    def recording(self) -> int:
-        """Bytes that recording a program has held beside the store, at most."""
-        return max((timing.held for choice in self.choices.values() for timing in choice.timings.values()), default=0)
 
     def describe(self, kind: str) -> dict[str, Any]:
         chosen = self.choices[kind].describe() if kind in self.choices else {}
@@ -401,6 +397,7 @@ class Tuned:
             return pieces
 
         program = self.engine.build(made, v, own)
+        self.engine.recording = max(self.engine.recording, self.engine.store.used + program.held)
         product, program.seen = program.seen, None
         if self.work.leads and way == self.choice.way:
             own_way = self.choice.timings[way]
@@ -419,6 +416,7 @@ class Tuned:
         """The product, recorded while it is made; its program is held to it, in `room`. None if it cannot be."""
         choice, kept, proven = self.choice, self.kept, self.choice.proven
         kept.maps = None  # two graphs are as large
+        self.engine.store.free(self.work.key)
         if self._by_signs and not proven:
             self.work.forget()
         try:

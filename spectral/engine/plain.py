@@ -83,10 +83,7 @@ class Engine(Protocol):
     """What makes multipliers."""
 
     store: Store  # what is kept between sweeps
-
-    @property
-    def recording(self) -> int:
-        """Bytes that recording a program has held beside the store, at most."""
+    recording: int  # bytes that recording a program has held, those of the store among them, at most
 
     def multiplier(self, work: Workload) -> Multiplier:
         """Of one batch in one sweep."""

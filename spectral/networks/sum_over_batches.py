@@ -310,15 +310,17 @@ class SumOverBatches(Operator):
 
     @property
     def workspace(self) -> int:
-        """The graph of the largest batch, a batch's gradients, and the store."""
+        """The graph of the largest batch that nothing is kept of, a batch's gradients, and the store."""
         groups = self._groups or [range(i, i + 1) for i in range(len(self.network.info.samples))]
-        largest = max(map(self._samples, groups), default=0)  # a rank may hold nothing
-        return int(max(self._graph_bytes, 0.0) * largest) + self._gradient_bytes + self.store.used
+        anew = (self._samples(group) for group in groups if (self.kind, group.start) not in self.store.entries)
+        graph = int(max(self._graph_bytes, 0.0) * max(anew, default=0))  # a rank may hold nothing
+        return graph + self._gradient_bytes + self.store.used
 
     @property
     def first_workspace(self) -> int:
-        """The same while an engine is chosen: what recording holds, too, and signs as a tangent."""
-        return self.workspace + self.engine.recording + (self._gradient_bytes if self.options.preflight else 0)
+        """The same while an engine is chosen: what recording held, too, and signs as a tangent."""
+        signs = self._gradient_bytes if self.options.preflight else 0
+        return max(self.workspace, self.engine.recording + self._gradient_bytes) + signs
 
     @property
     def _gradient_bytes(self) -> int:
