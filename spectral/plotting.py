@@ -128,6 +128,18 @@ def over_steps(history: Mapping[str, np.ndarray], ax: Any, title: str) -> Any:
     return ax
 
 
+def card(s: Quadrature, said: str, trace: str, took: str) -> str:
+    """A notebook's view of a spectrum: what it is, its trace (of one vector the mean), how sure it is and what it took."""
+    vectors = "Lanczos from that vector" if s.of_vector else cards.counted(len(s.nodes), "random vector")
+    sure = "all are exact" if s.is_exact else vectors
+    error = s.meta.get("error")
+    if not s.is_exact and isinstance(error, dict) and "w1" in error:
+        sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
+    known = f"{s.atoms.multiplicities.sum()}, {s.zeros}"
+    rows = [("mean" if s.of_vector else "trace", trace), ("exact, known zeros", known)]
+    return cards.card(said, [*rows, ("how sure", sure), ("it took", took)], picture(s, said))
+
+
 def picture(s: Quadrature, alt: str) -> str:
     """The density with its band as a small SVG, on the logarithmic axis of `Spectrum.plot`; "" where nothing is on it."""
     signed = is_signed(s)

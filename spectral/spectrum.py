@@ -765,18 +765,10 @@ class Spectrum(Quadrature):
         )
 
     def _repr_html_(self) -> str:
-        vectors = "Lanczos from that vector" if self.of_vector else cards.counted(len(self.nodes), "random vector")
-        sure = "all are exact" if self.is_exact else vectors
-        error = self.meta.get("error")
-        if not self.is_exact and isinstance(error, dict) and "w1" in error:
-            sure += f"; off by {float(error['w1']):.2g} of the range (W1)"
-        rows = [("mean" if self.of_vector else "trace", rounded(self.integrate(lambda x: x)))]
-        rows += [("exact, known zeros", f"{self.atoms.multiplicities.sum()}, {self.zeros}")]
-        took = f"{cards.counted(self.products, 'product')}, {self.epochs:.4g} sweeps over the data"
-        rows += [("how sure", sure), ("it took", took)]
         low, high = self.interval
         said = f"{self._what} from {low:.4g} to {high:.4g}, by {self.method}."
-        return cards.card(said, rows, plotting.picture(self, said))
+        took = f"{cards.counted(self.products, 'product')}, {self.epochs:.4g} sweeps over the data"
+        return plotting.card(self, said, rounded(self.integrate(lambda x: x)), took)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The measure as arrays.

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import scipy
 
-from spectral import distributed
 from spectral.distributed import decided, together
 from spectral.estimators import stopping
-from spectral.estimators.budget import Budget, environment, expect, progress_bar, settle, symmetric_operand
-from spectral.estimators.deflation import Deflated, converged, padded
-from spectral.estimators.probe_run import ProbeRun
-from spectral.estimators.shared_out import SharedOut, shared_out
+from spectral.estimators.budget import Budget, environment, expect, progress_bar, symmetric_operand
+from spectral.estimators.deflation import converged, padded
+from spectral.estimators.probes_by_teams import ProbesByTeams
+from spectral.estimators.shared_out import shared_out
 from spectral.estimators.slq_options import PROBES, STEPS, Default, Plan
 from spectral.estimators.stopping import Tolerance
 from spectral.krylov.again import second_pass
@@ -178,11 +177,8 @@ def slq(
     return run.spectrum(stop=stop)
 
 
-class _Run(ProbeRun):
+class _Run(ProbesByTeams):
     """The probes that are done and the one at hand, with what deflation knows of them."""
-
-    orthogonality = 0.0  # of a rounded basis, as measured
-    made_again = 0  # probes, where teams have taken some that an earlier one would have deflated further
 
     def __init__(self, op: Operator, settings: dict[str, Any], plan: Plan, size: tuple[int, int], path: Any) -> None:
         self.settings, self.plan, self.aim, (self.dim, self.zeros) = settings, plan, plan.aim, size
@@ -214,9 +210,9 @@ class _Run(ProbeRun):
             return "budget" if limit.left() < (steps if exact else steps / 2) else None
         return None
 
-    def _probe(self, index: int, depth: int | None, limit: Budget, bar: Any) -> LanczosRecord:
+    def probe(self, index: int, depth: int | None, limit: Budget, bar: Any) -> LanczosRecord:
         """Run a probe to its end; what it finds is deflated from then on."""
-        state = self.begin(index, lambda start: self.lanczos(start, depth or self._depth(index, limit)))
+        state = self.begin(index, lambda start: self.lanczos(start, depth or self.depth(index, limit)))
         growth = stopping.GROWTH if index < 2 else stopping.LATER
 
         def enough() -> bool:
@@ -231,7 +227,7 @@ class _Run(ProbeRun):
             self.deflation.add(record, self._combine(state, record, limit), self._worth(record))
         return record
 
-    def _depth(self, index: int, limit: Budget, left: float | None = None) -> int:
+    def depth(self, index: int, limit: Budget, left: float | None = None) -> int:
         """Most steps of a probe with so many products `left`: later ones as many as the second, the first that is deflated.
 
         A budget without a tolerance, or that cannot meet it, is divided: equal depths beyond what the first has found.
@@ -345,66 +341,5 @@ class _Run(ProbeRun):
             meta["epsilon"] = max(meta["epsilon"], self.orthogonality)
         products, epochs, _ = self.checkpoint.counted
         return Spectrum.from_records(
-            records,
-            self.dim,
-            zeros=self.zeros,
-            atoms=atoms,
-            removed=removed,
-            products=products,
-            epochs=epochs,
-            meta=meta,
-        )
-
-    # Teams -----------------------------------------------------------------------------------------------------------
-    def next_probes(self, limit: Budget, bar: Any) -> None:
-        """Run one probe to its end and keep its record; where teams share them out, one for each team."""
-        if isinstance(self.op, SharedOut):
-            self._one_for_each_team(self.op, limit, bar)
-        else:
-            self.finish(self._probe(len(self.records), None, limit, bar))
-
-    def settle(self) -> None:
-        """Until products come out to the same bits again, on every team."""
-        if not isinstance(self.op, SharedOut):
-            settle(self.op, self.start(0))
-            return
-        begun = self.op.products
-        with distributed.apart(self.op.team):
-            settle(self.op, self.start(0))
-        self.op.tally(self.op.products - begun)
-
-    def _one_for_each_team(self, op: SharedOut, limit: Budget, bar: Any) -> None:
-        """Probes of the teams, each deflated of what is known now; those are kept that one process would have made so."""
-        done, deflation = len(self.records), self.deflation
-        depths, known = self._depths(limit), len(deflation.deflated)
-
-        def made(team: int) -> tuple[LanczosRecord | None, list[Deflated], Any, float]:
-            there = team < len(depths)
-            record = self._probe(done + team, depths[team], limit.after(sum(depths[:team])), bar) if there else None
-            return record, deflation.deflated[known:], self.history, self.orthogonality
-
-        told = self.by_teams(op, bar, made)
-        last = next((team for team, (_, new, *_) in enumerate(told) if new), len(depths) - 1)
-        self.made_again += len(depths) - 1 - last
-        vectors = None if deflation.vectors is None else deflation.vectors[known:]
-        if new := told[last][1]:
-            vectors = distributed.first({"new": vectors}, op.device, last * op.team.size)["new"]
-        deflation.take(known, new, vectors if new else None, done + last + 1)
-        self.history = told[0][2]
-        self.orthogonality = max(lost for *_, lost in told)
-        self.records += [one for one, *_ in told[:last] if one is not None]
-        self.finish(told[last][0])
-
-    def _depths(self, limit: Budget) -> list[int]:
-        """Steps of the probes to come, one for each team as far as probes and budget go: as if they were made in turn."""
-        done, left = len(self.records), limit.left(self.op.teams)
-        # probes on which later ones depend
-        before = 2 if self.plan.adaptive else 1 if self.deflation.most else 0
-        most = self.op.teams if done >= before and self.recurrence is None else 1
-        depths: list[int] = []
-        while len(depths) < most and done + len(depths) < self.plan.probes:
-            if depths and left < (self.records[1].steps / 2 if self.plan.adaptive else 1):
-                break
-            depths.append(max(1, self._depth(done + len(depths), limit, left)))
-            left -= depths[-1]
-        return depths
+            records, self.dim, zeros=self.zeros, atoms=atoms, removed=removed, products=products, epochs=epochs, meta=meta
+        )  # fmt: skip

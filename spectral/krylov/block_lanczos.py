@@ -21,7 +21,7 @@ import torch
 
 from spectral import longvectors
 from spectral.krylov.restarted import Indices, Pairs, RestartedKrylov
-from spectral.krylov.symmetry import AGAIN, distance, hold_size, hold_zero, look_again, repeated, wrong
+from spectral.krylov.symmetry import AGAIN, distance, hold_form, hold_size, hold_zero, look_again
 from spectral.operators.operator import Operator
 from spectral.schema import Array, Items, Law, Number, Rule
 
@@ -103,11 +103,10 @@ class BlockLanczos(RestartedKrylov):
         if not self.A.nonnegative or theta >= -self.allowed * self.norm:
             return
         V = self.V[self.locked : self.size]
-        y = longvectors.combination(s, V)
-        again = longvectors.dot(y, repeated(self.A, y, "the product with a Ritz vector of block Lanczos"))
-        if abs(again - theta) > self.allowed * self.norm:
-            name = f"a product in the first {len(self.sizes)} steps of block Lanczos"
-            raise wrong(name, f"they gave a semi-definite matrix the Ritz value {theta:.6g}", again)
+        of, name = "block Lanczos", f"a product in the first {len(self.sizes)} steps"
+        names = f"the product with a Ritz vector of {of}", f"{name} of {of}"
+        found = f"they gave a semi-definite matrix the Ritz value {theta:.6g}"
+        hold_form(self.A, longvectors.combination(s, V), theta, self.allowed * self.norm, names, found)
         self.allowed = AGAIN * abs(theta) / self.norm
 
     def _pairs(self) -> Pairs:

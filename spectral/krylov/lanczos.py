@@ -139,7 +139,7 @@ class Lanczos:
         self.sum = first.clone() if self.kept is not None and not self.kept.exact else None
         # the largest |<sum_{i < j} +-q_i, q_j>|, which is about the root of sum_{i < j} <q_i, q_j>^2
         self.orthogonality = 0.0
-        self.pivots: list[float] = []  # of T + allowed I, positive where A >= 0
+        self.pivots = symmetry.Pivots()
         self.allowed = symmetry.expected(A)  # over ||T||, what a product may be off before it is looked at again
         if self.kept is not None:
             self.allowed += self.kept.rounding
@@ -245,22 +245,16 @@ class Lanczos:
         self.allowed = symmetry.AGAIN * off / (scale * amplified)
 
     def _hold_definite(self, j: int, alpha: float, scale: float) -> None:
-        """No Ritz value of a semi-definite A below rounding: all pivots of T + allowed I = L D L^T are positive (Sylvester)."""
-        del self.pivots[j:]
-        for i in range(len(self.pivots), j + 1):  # one, or all after a resume
-            diagonal = (self.alphas[i] if i < j else alpha) + self.allowed * scale
-            self.pivots.append(diagonal - (self.betas[i - 1] ** 2 / self.pivots[i - 1] if i else 0.0))
-        if self.pivots[j] > 0:
+        """No Ritz value of a semi-definite A below rounding: all pivots of T + allowed I are positive."""
+        alphas, most = [*self.alphas, alpha], self.allowed * scale
+        if self.pivots.positive(alphas, self.betas, most):
             return
-        for step, q, before in ((j, self.q, alpha), (j - 1, self.now[1], self.alphas[-1] if j else 0.0)):
-            again = before if q is None else longvectors.dot(q, symmetry.repeated(self.A, q, _name(step)))
-            if abs(again - before) > self.allowed * scale:
-                raise symmetry.wrong(
-                    _name(step),
-                    f"of a semi-definite matrix it gave <q, A q> = {before:.6g} and a negative Ritz value",
-                    again,
-                )
-        self.allowed, self.pivots = symmetry.AGAIN * self.allowed, []  # rounding: look again where it is larger still
+        for step, q in ((j, self.q), (j - 1, self.now[1])):
+            if q is not None:
+                found = f"of a semi-definite matrix it gave <q, A q> = {alphas[step]:.6g} and a negative Ritz value"
+                symmetry.hold_form(self.A, q, alphas[step], most, (_name(step),) * 2, found)
+        # rounding: look again where it is larger still
+        self.allowed, self.pivots = symmetry.AGAIN * self.allowed, symmetry.Pivots()
         if self.allowed < 1:
             self._hold_definite(j, alpha, scale)
 

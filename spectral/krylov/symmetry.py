@@ -14,7 +14,7 @@ in every product.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -117,6 +117,31 @@ def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
             "kernel is not deterministic or the model is random; see torch.use_deterministic_algorithms, or multiply in float64."
         )
     return one
+
+
+def hold_form(A: Operator, x: torch.Tensor, before: float, most: float, names: tuple[str, str], found: str) -> None:
+    """RuntimeError where <x, A x> is not to `most` as it was `before`, when it is made again (twice).
+
+    `names`: that of the product with x, and that of the one to blame; `found` says what was wrong with it.
+    """
+    again = longvectors.dot(x, repeated(A, x, names[0]))
+    if abs(again - before) > most:
+        raise wrong(names[1], found, again)
+
+
+class Pivots:
+    """Those of T + shift I = L D L^T, T tridiagonal: all are positive where no Ritz value is below -shift (Sylvester)."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def positive(self, alphas: Sequence[float], betas: Sequence[float], shift: float) -> bool:
+        """Whether the last one is, of T with these alphas (k,) and, beside them, `betas` (k - 1,); earlier ones are kept."""
+        del self.values[len(alphas) - 1 :]
+        for i in range(len(self.values), len(alphas)):  # one, or all after a resume
+            before = betas[i - 1] ** 2 / self.values[i - 1] if i else 0.0
+            self.values.append(alphas[i] + shift - before)
+        return self.values[-1] > 0
 
 
 def hold_zero(A: Operator, y: torch.Tensor, name: str) -> None:
