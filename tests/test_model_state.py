@@ -456,3 +456,15 @@ def test_snapshot_follows_no_foreign_object():
     snapshot.restore()
     assert model.trainer.step == 5
     assert not any(thing is vars(model.trainer) for thing in model_state.walk([model]))
+
+
+@pytest.mark.parametrize(
+    ("place", "opened"), [("lib/site-packages", False), ("dist-packages/deep", False), ("mine", True)]
+)
+def test_code_of_installed_packages_is_not_followed_wherever_they_lie(tmp_path, place, opened):
+    """A user's packages, or the system's below a virtual environment: a Lightning trainer was 4,400 things to look at."""
+    file = tmp_path / place / "module.py"
+    code = compile("def forward(x):\n    return x * FACTOR", str(file), "exec")
+    scope = {"FACTOR": [2.0]}
+    exec(code, scope)
+    assert any(part is scope["FACTOR"] for part in model_state.read(scope["forward"]).values()) == opened

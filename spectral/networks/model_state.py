@@ -266,7 +266,10 @@ def emptied(places: Iterable[Kept]) -> Iterator[Callable[[], bool]]:
 @functools.cache
 def _installed(path: str | None) -> bool:
     """Whether a file holds code that nobody changes while a program runs; "" is that of what is built in."""
-    return path == "" or (path is not None and os.path.realpath(path).startswith(INSTALLED))
+    if not path:
+        return path == ""
+    real = os.path.realpath(path)  # other places of packages: a user's, the system's below a virtual environment
+    return real.startswith(INSTALLED) or not {"site-packages", "dist-packages"}.isdisjoint(real.split(os.sep))
 
 
 def _values(thing: Any) -> torch.Tensor | None:
