@@ -210,3 +210,6 @@ def test_a_shift_is_known_wherever_it_is_said(shift, steps):
     assert two.stderr == pytest.approx(one.stderr, rel=0.02)
     weaker = logdet(G + shift * spectral.I, interval=(0.0, None), method="slq", probes=2, steps=steps)
     assert weaker.stderr == two.stderr  # what somebody knows less of is known all the same
+    assert (weaker.lower, weaker.upper) == (two.lower, two.upper)
+    assert two.lower == pytest.approx(one.lower, rel=1e-6)  # certified: not nan, what is known of G is known of G + s I
+    assert two.upper == pytest.approx(one.upper, rel=1e-6)
