@@ -8,6 +8,7 @@ import torch
 from oracles import CASES, dense_jacobian, logits
 
 import spectral
+from spectral.estimators import search
 from spectral.estimators.top import top
 
 WILKINSON = np.diag(np.abs(np.arange(-10.0, 11.0))) + np.diag(np.ones(20), 1) + np.diag(np.ones(20), -1)
@@ -90,13 +91,22 @@ def test_multiplicities_are_found_with_little_memory(seed):
 
 @pytest.mark.parametrize("k", [3, 12])
 def test_heavy_vectors_are_held_few_at_a_time_their_products_one_by_one(k, monkeypatch):
-    monkeypatch.setattr(sys.modules[top.__module__], "HEAVY", 1)
+    monkeypatch.setattr(search, "HEAVY", 1)
     monkeypatch.setattr(sys.modules[top.__module__], "TOGETHER", 0)
     values = np.concatenate([[2.0] * 2, 1 / np.arange(1.0, 150)])
     A = rotated(values)
     pairs = top(A, k, tol=1e-13)
     holds(pairs, A, best(values, k, "largest"))
     assert pairs.meta == {"basis": k + 7}
+
+
+@pytest.mark.parametrize(("k", "vectors", "more"), [(3, 40, 40), (3, 2, 16), (20, 2, 20), (3, 1000, 128)])
+def test_vectors_of_a_middle_size_are_held_as_far_as_orthogonality_is_cheap(k, vectors, more, monkeypatch):
+    monkeypatch.setattr(search, "HEAVY", vectors * 200 * 8)
+    values = 1 / np.arange(1.0, 201)
+    pairs = top(rotated(values), k, tol=1e-10)
+    holds(pairs, rotated(values), values[:k])
+    assert pairs.meta == {"basis": k + more}
 
 
 @pytest.mark.parametrize(("factor", "shift"), [(1e-9, 0.0), (1e9, 0.0), (1e-30, 0.0), (2.0, -3.0)])

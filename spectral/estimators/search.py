@@ -39,9 +39,11 @@ CLOSE = 10.0  # times the tolerance: residuals of `start` up to which each is ma
 ROUNDS = 3  # of such steps, at most
 POOR = 0.25  # times ||A||: the residual from which a vector of `start` tells nothing
 MOST = 50.0  # times n: products after which a search with restarts has stalled, and ends incomplete
-ROOM = 128  # basis vectors beyond k, where memory allows: fewer restarts
-# Where a vector is HEAVY. On eigenvalues 1/i a basis of k + 8 took as many products as one of k + 128 (34 and 34 for k = 5 at
-# tol=1e-3, 99 and 98 for k = 20 at 1e-6).
+# Basis vectors beyond k, where memory allows: more of them save products where eigenvalues lie close at their end (a Hessian of
+# 2 million parameters, k = 5: 594, 350, 317 and 314 with k + 7, 15, 31 and 128), and none on eigenvalues 1/i. But each product is
+# orthogonalised against the basis at the memory's speed (the same runs: 61, 32, 43 and 62 s).
+ROOM, SPARE = 128, 16
+# where a vector is HEAVY
 FEW, HEAVY = 7, arrays.HEAVY
 EVERY = 32  # the small eigenproblem is solved each time the basis has grown by 1/EVERY
 ANY = Number(finite=False)
@@ -91,11 +93,16 @@ def capacity(file: Checkpoint, op: Operator, sizes: dict[str, int], basis: int |
     return min(room - extra, sizes["most"])
 
 
-def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> dict[str, int]:
-    """The least and the most basis vectors that a search may hold; `few`: of heavy ones."""
+def beyond(k: int, size: int) -> int:
+    """Basis vectors beyond k by default, each of so many bytes."""
+    return FEW if size >= HEAVY else max(k, SPARE, min(ROOM, HEAVY // size))
+
+
+def bounds(k: int, n: int, block: int, basis: int | None, more: int) -> dict[str, int]:
+    """The least and the most basis vectors that a search may hold; `more`: those beyond k by default."""
     least = min(n, k + 3 * block + 1)
     if basis is None:
-        basis = max(k + FEW if few else max(4 * k, k + ROOM), least)
+        basis = max(k + more, least)
     elif isinstance(basis, bool) or not isinstance(basis, int | np.integer):
         raise ValueError(
             f"basis={basis!r} is no number of vectors, which it is here; use a whole one, at least {least} (where a basis lies, "

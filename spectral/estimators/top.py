@@ -28,7 +28,7 @@ from spectral.checksum import checksum_of
 from spectral.distributed import decided
 from spectral.estimators.budget import progress_bar, symmetric_operand
 from spectral.estimators.checkpoint import Checkpoint
-from spectral.estimators.search import FEW, HEAVY, KEYS, Search, bounds, capacity, check, saved
+from spectral.estimators.search import FEW, KEYS, Search, beyond, bounds, capacity, check, saved
 from spectral.estimators.shared_out import RANKS, shared_out
 from spectral.krylov.block_lanczos import BlockLanczos
 from spectral.krylov.symmetry import expected, hold, hold_form
@@ -121,8 +121,8 @@ def top(
     block : int
         Directions that are multiplied at a time.
     basis : int, optional
-        Vectors that are held, k + 3 block + 1 at least. By default the larger of 4k and k + 128, at most a quarter of the
-        free memory; of vectors of 64 MiB and more k + 7, see Notes.
+        Vectors that are held, k + 3 block + 1 at least. By default 64 MiB of them beyond k, but 128 at most and 16 or k at
+        least, and no more than a quarter of the free memory holds; of vectors of 64 MiB and more k + 7, see Notes.
     start : array, optional
         (n, j) vectors of an earlier run, of a matrix near this one: `pairs.vectors`. They are orthonormalised. Any others are
         right too, and cost j products. See Notes.
@@ -161,7 +161,8 @@ def top(
 
     With k + 7 vectors a search holds k + 12 at its peak, a product's own included, and its result keeps these k + 7.
     Eigenvalues that fall like those of networks then take no more products than with k + 128; where they lie close at the
-    end that is asked for, restarts cost products: name a larger `basis` there. `meta["basis"]` says what was held.
+    end that is asked for, restarts cost products: name a larger `basis` there. A large one costs time as well, since each
+    product is orthogonalised against it. `meta["basis"]` says what was held.
 
     `start` takes one product a vector; pairs that are still within the tolerance then cost nothing more, their residuals
     included, and where all are within ten times of it, the others about one each, a step along their own residual. What is
@@ -195,13 +196,13 @@ def top(
     check(op, k, n, tol, which, KEYS)
     block = integer(block, "block", "block size", 1, n)
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
-    few = n * op.dtype.itemsize >= HEAVY
-    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, few)}
+    more = beyond(k, n * op.dtype.itemsize)
+    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, more)}
     given, begin = _start(op, start, sizes["most"])
     if begin is not None:
         settings["start"] = checksum_of(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
-    state = BlockLanczos(op, capacity(file, op, sizes, basis, 0 if few else k))
+    state = BlockLanczos(op, capacity(file, op, sizes, basis, 0 if more == FEW else k))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar, begin)
