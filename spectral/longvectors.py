@@ -27,6 +27,8 @@ CHUNK_ELSEWHERE = 1 << 23
 # two float32 vectors of one sign at a time would be off by 1e-4, and longer ones by more; pieces of 2^13 by 2e-7.
 SHORT = 1 << 13
 TINY = float(np.finfo(float).tiny)
+# Over what was subtracted: what is left of a vector that need not be orthogonalised again, which rounding has moved by 2 eps.
+LEFT = 0.5
 SKETCH = 8, 1 << 12  # rows of signs, and the entries that they are for: together 2^15 numbers in place of a vector
 TALL = 64  # such rows of a vector that are read at a time, 1 MiB of float32
 NEAR = 64.0  # times what counts as 0: up to there ranks may round to either side of it, and ask the first
@@ -273,14 +275,33 @@ def rotate(V: torch.Tensor, S: np.ndarray) -> torch.Tensor:
     return V[: len(R)]
 
 
-def orthogonalise(W: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
-    """Subtract from the rows of W, in place, their part in the span of V's; returns the coefficients (j, b)."""
-    total = arrays.double_zeros((len(V), len(W)), V.device)
-    for _ in range(2):  # classical Gram-Schmidt, twice: Giraud, Langou (2003)
-        C = dots(V, W) if W.shape[1] <= SHORT else coefficients(V, W)
+def orthogonalise(W: torch.Tensor, V: torch.Tensor, recent: int = 0) -> torch.Tensor:
+    """Subtract from the rows of W, in place, their part in the span of V's; returns the coefficients (j, b).
+
+    Classical Gram-Schmidt, twice (Giraud, Langou 2003); of long vectors once where half of them is left, whose part along V is
+    then rounding (Daniel, Gragg, Kaufman, Stewart 1976). `recent`: of V's last rows, along which most of W lies; they are
+    subtracted before.
+    """
+    total, short = arrays.double_zeros((len(V), len(W)), V.device), W.shape[1] <= SHORT
+    if recent and not short:
+        C = coefficients(V[-recent:], W)
+        subtract(W, C, V[-recent:])
+        total[-recent:] += C
+    for _ in range(2):
+        C = dots(V, W) if short else coefficients(V, W)
         subtract(W, C, V)
         total += C
+        if not short and all(clear(w, c) for w, c in zip(W, C.T, strict=True)):
+            break
     return total
+
+
+def clear(w: torch.Tensor, c: torch.Tensor) -> bool:
+    """Whether so much of (n,) is left beside what was subtracted along orthonormal vectors, c (k,), that it is orthogonal.
+
+    False of vectors that lie over ranks, where all must go on alike.
+    """
+    return not isinstance(w, Piece) and norm(w) >= LEFT * math.sqrt(max(float((c**2).sum()), 0.0))
 
 
 def independent(

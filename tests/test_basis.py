@@ -12,6 +12,7 @@ import torch
 from resident import measured
 
 import spectral
+from spectral import longvectors
 from spectral.krylov.basis import ROUNDED, Basis
 from spectral.krylov.lanczos import Lanczos
 from spectral.operators.operator import Operator
@@ -215,3 +216,28 @@ def test_going_on_takes_no_more_than_a_tenth_beyond_what_the_run_takes(tmp_path)
     vectors(tmp_path / "parts", 35)
     assert Path(tmp_path / "parts" / "run.basis").stat().st_size >= 34 * 4 << 22
     assert vectors(tmp_path / "parts", 10**9) <= 1.1 * whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outside", [1.0, 1e-2, 1e-4])
+def test_a_long_vector_is_orthogonal_to_a_basis_however_much_of_it_lies_there(dtype, outside):
+    """One pass where half is left, two where little is: rounding of 1 / `outside` times the vector stays after one."""
+    draws = torch.Generator().manual_seed(0)
+    n, k, eps = longvectors.SHORT + 100, 40, torch.finfo(dtype).eps
+    Q = torch.linalg.qr(torch.randn(n, k + 1, generator=draws, dtype=torch.float64))[0].T.contiguous()
+    c = torch.randn(k, generator=draws, dtype=torch.float64)
+    w = (outside * c.norm() * Q[k] + c @ Q[:k]).to(dtype)
+    V = Q[:k].to(dtype)
+    basis = Basis(V[0].clone(), k)
+    for j, row in enumerate(V):
+        basis.keep(j, row)
+    one, two, three = w.clone(), w[None].clone(), w[None].clone()
+    found = (
+        basis.orthogonalise(one, k),
+        longvectors.orthogonalise(two, V),
+        longvectors.orthogonalise(three, V, recent=5),
+    )
+    for left, coefficients in zip((one, two[0], three[0]), (found[0], found[1][:, 0], found[2][:, 0]), strict=True):
+        along = (V.double() @ left.double()).norm() / left.double().norm()
+        assert along < 3 * k**0.5 * eps  # k dots, off by eps of a vector that is at most sqrt(5) times what is left
+        np.testing.assert_allclose(np.asarray(coefficients), c, atol=20 * eps * float(c.norm()))

@@ -98,7 +98,7 @@ class Basis:
         return total
 
     def orthogonalise(self, w: torch.Tensor, k: int) -> np.ndarray:
-        """Subtract from w (n,), in place, its part along the first k rows, by classical Gram-Schmidt, twice; <q_i, w> (k,)."""
+        """Subtract from w (n,), in place, its part along the first k rows, as `longvectors.orthogonalise` does; <q_i, w> (k,)."""
         along: list[torch.Tensor] = []
         for _ in range(2):
             products = [self._dots(part, w) for part in self._first(k)]
@@ -110,6 +110,8 @@ class Basis:
                     continue
                 for piece, rows in self._pieces(part):
                     w[piece].sub_(rows.T @ c)
+            if self.exact and self.n > longvectors.SHORT and longvectors.clear(w, torch.cat(products)):
+                break
         return torch.cat(along).cpu().numpy()
 
     def _first(self, k: int) -> list[torch.Tensor]:

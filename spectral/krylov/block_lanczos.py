@@ -67,7 +67,7 @@ class BlockLanczos(RestartedKrylov):
             hold_zero(self.A, P[0], f"the product in step {len(self.sizes) + 1} of block Lanczos")
         self.V[j : j + b] = P
         V, H = self.V[: j + b], self.H
-        C = longvectors.orthogonalise(W, V).cpu().numpy()
+        C = longvectors.orthogonalise(W, V, recent=b + (self.sizes[-1] if self.sizes else 0)).cpu().numpy()
         hold_size(W, float(np.abs(C).max()), f"the product after {j} basis vectors")
         H[j : j + b, :j] = self.coupling
         H[:j, j : j + b] = self.coupling.T
