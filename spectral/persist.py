@@ -13,6 +13,7 @@ import json
 import math
 import os
 import secrets
+import stat
 import struct
 import tokenize
 import warnings
@@ -84,6 +85,7 @@ def whole_file(path: Any) -> Iterator[IO[bytes]]:
     target = named(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it.")
+    _ordinary(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent, glob.escape(target.name))
     handle, temporary = _temporary(target)
@@ -155,6 +157,16 @@ def named(path: Any) -> Path:
     return Path(path)
 
 
+def _ordinary(target: Path) -> None:
+    """ValueError where a device, a pipe or a socket stands, which a rename would put a file in place of."""
+    try:
+        kind = target.lstat().st_mode
+    except (OSError, ValueError):  # nothing there, or a name that cannot be, which whoever opens it tells
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind) or stat.S_ISDIR(kind)):
+        raise ValueError(f"{target} is a device, a pipe or a socket, which a file would replace; name another file.")
+
+
 def own_folder(path: Any) -> Path:
     """`path` as a folder of ours in which no link leads out of it; ValueError with the first that does."""
     folder = own(path)
@@ -170,6 +182,7 @@ def own_folder(path: Any) -> Path:
 def claim(path: Any) -> Path:
     """`path` as the place of a file of ours: its folder is made and can be written to, leftovers are gone; else one sentence."""
     target = own(path)
+    _ordinary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         possible = os.access(target.parent, os.W_OK | os.X_OK) and not target.is_dir()

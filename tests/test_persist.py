@@ -664,3 +664,15 @@ def test_a_run_on_a_system_without_posix_goes_on_and_is_reported(tmp_path):
     said = done.stdout.decode("cp1252")
     assert r"\u03bbmax" in said and "MiB\nreport" not in said
     assert len(list(tmp_path.rglob("report.html"))) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+@pytest.mark.parametrize(
+    "write", [lambda path: persist.atomic_write(path, b"x"), persist.claim], ids=["write", "claim"]
+)
+def test_what_is_no_ordinary_file_is_never_replaced(tmp_path, write):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is a device, a pipe or a socket"):
+        write(path)
+    assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
