@@ -163,11 +163,9 @@ def functional(spectrum: Spectrum, f: bounds.Signed, interval: Interval | None =
     a, b = pair(interval)
     if a is not None:
         spectrum = replace(spectrum, meta={**spectrum.meta, "least": max(float(a), spectrum.least)})
-    e = spectrum.integrate(f.f)
+    e, a = spectrum.integrate(f.f), spectrum.least
     if spectrum.is_exact or not spectrum.records:
         return e
-    if a is None and spectrum.meta.get("nonnegative"):
-        a = 0.0
     known = float(spectrum.atoms.multiplicities @ f.f(spectrum.atoms.values)) if len(spectrum.atoms.values) else 0.0
     known += spectrum.zeros * float(f.f(np.zeros(1))[0]) if spectrum.zeros else 0.0
     lower = upper = known
