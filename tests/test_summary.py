@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from spectral import Spectrum, as_operator, kpm, numerical_rank, slq
+from spectral import I, Spectrum, as_operator, kpm, numerical_rank, slq
 from spectral.analysis import METRICS, describe_metric, power_law, summary
 from spectral.analysis.counting import zero_within_residual
 from spectral.analysis.jackknife import jackknife
@@ -452,3 +452,15 @@ def test_what_is_measured_in_the_largest_eigenvalue_knows_that_it_may_be_larger(
                 within[name] += abs(float(e) - truth[name]) <= 2 * e.stderr
                 assert e.stderr <= float(e)
         assert min(within.values()) >= 17, (steps, within)  # 20 times 0.95, less two standard errors
+
+
+def test_a_lower_end_that_is_known_bounds_what_may_lie_below():
+    """lambda >= s of G + s I: the smallest is off by no more than it lies above s, the condition is at most lambda_max / s."""
+    G = as_operator(np.random.default_rng(0).standard_normal((100, 100)) / 10).gram("right")
+    shifted = G + 0.1 * I
+    values = np.linalg.eigvalsh(G @ np.eye(100)) + 0.1
+    for steps in (3, 6):
+        s = slq(shifted, probes=2, steps=steps, deflate=False, progress=False)
+        low, condition = extreme_of(s, -1), nonzero_condition(s)
+        assert 0.1 - 1e-9 <= float(low) - float(low.stderr) <= values[0]
+        assert values[-1] / values[0] <= float(condition) + 2 * float(condition.stderr) < np.inf  # it was nan

@@ -123,8 +123,8 @@ def extreme_of(spectrum: Spectrum, side: int) -> Estimate:
     """
     value = spectrum.interval[1 if side > 0 else 0]
     error = _off(spectrum, value, side)
-    if side < 0 and spectrum.nonnegative:
-        error = min(error, max(value, 0.0))
+    if side < 0:
+        error = min(error, max(value - spectrum.least, 0.0))
     known = spectrum.zeros > 0 and value == 0
     if not known and not (spectrum.is_exact and abs(value) > spectrum.rounding):
         error = float(np.hypot(error, spectrum.rounding))
@@ -319,7 +319,8 @@ def nonzero_condition(spectrum: Spectrum) -> Estimate:
     largest, smallest = np.abs(ends)
     high, low = (2 * _off(spectrum, end, _outward(spectrum, end)) for end in ends)
     value = quotient(largest, smallest)
-    most = quotient(largest + high, smallest - low) if low < smallest else nan
+    least = max(smallest - low, spectrum.least)
+    most = quotient(largest + high, least) if least > 0 else nan
     return Estimate(value, (most - value) / 2 if high or low else 0.0)
 
 

@@ -161,13 +161,11 @@ def spectral_form(
 def functional(spectrum: Spectrum, f: bounds.Signed, interval: Interval | None = None) -> Estimate:
     """sum_i f(lambda_i) with Golub-Meurant bounds of the pooled quadratic forms."""
     a, b = pair(interval)
-    least = spectrum.least if a is None else max(float(a), spectrum.least)
-    if least > spectrum.least:
-        spectrum = replace(spectrum, meta={**spectrum.meta, "least": least})
-    e = spectrum.integrate(f.f)
+    if a is not None:
+        spectrum = replace(spectrum, meta={**spectrum.meta, "least": max(float(a), spectrum.least)})
+    e, a = spectrum.integrate(f.f), spectrum.least
     if spectrum.is_exact or not spectrum.records:
         return e
-    a = least if np.isfinite(least) else None
     known = float(spectrum.atoms.multiplicities @ f.f(spectrum.atoms.values)) if len(spectrum.atoms.values) else 0.0
     known += spectrum.zeros * float(f.f(np.zeros(1))[0]) if spectrum.zeros else 0.0
     lower = upper = known
