@@ -74,6 +74,17 @@ def card(sentence: str, rows: Sequence[tuple[str, str]], picture: str = "") -> s
     )
 
 
+def in_columns(lines: Sequence[Sequence[str]], heads: int) -> list[str]:
+    """Lines of cells, each column as wide as its texts need, those after the first `heads` set to the right.
+
+    >>> in_columns([["", "trace"], ["MLP", "2.0"]], heads=1)
+    ['     trace', 'MLP    2.0']
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.ljust] * heads + [str.rjust] * (len(widths) - heads)
+    return ["  ".join(map(lambda side, cell, w: side(cell, w), sides, line, widths)).rstrip() for line in lines]
+
+
 def counted(count: float, noun: str) -> str:
     """So many of them.
 

@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from spectral.analysis import weightwatcher
-from spectral.cards import COLOURS, GREY, HEIGHT, card, svg, whiskers, with_error
+from spectral.cards import COLOURS, GREY, HEIGHT, card, in_columns, svg, whiskers, with_error
 from spectral.results import Array, Estimate, nan
 from spectral.schema import FRACTION, number
 from spectral.spectrum import Spectrum
@@ -345,10 +345,8 @@ class LayerTable:
 
     def __str__(self) -> str:
         lines = self.shown()
-        cells = [list(lines[0]) if lines else [], *(list(line.values()) for line in lines)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        return "\n".join([*text[: len(lines) + 1 if lines else 0], *self.notes()]) or self.sentence()
+        text = in_columns([list(lines[0]), *(list(line.values()) for line in lines)], len(lines[0])) if lines else []
+        return "\n".join([*text, *self.notes()]) or self.sentence()
 
     def _repr_html_(self) -> str:
         lines = self.shown()

@@ -548,10 +548,8 @@ class Broken(Mismatch):
 
     def __init__(self, where: str, words: str) -> None:
         super().__init__(where, None, words)
-        self.args, self.sentence = (
-            (f"{where} must have {words}",),
-            f"{where} must have {words}; change one of its settings.",
-        )
+        self.args = (f"{where} must have {words}",)
+        self.sentence = f"{self.args[0]}; change one of its settings."
 
 
 def _inside(where: str, name: str) -> str:

@@ -336,6 +336,7 @@ def test_columns_line_up_whatever_is_in_them() -> None:
     entries = [{"name": "a", "long title": "1", "x": "12345"}, {"name": "longer", "x": "6"}]
     lines = tables.of_mappings(entries).text().splitlines()
     assert lines == ["name    long title      x", "a                1  12345", "longer                  6"]
+    assert tables.of_mappings([{"name": "a"}, {"name": "bc"}]).text() == "name\na\nbc"  # of one column too
 
 
 def test_csv_holds_what_it_was_given() -> None:

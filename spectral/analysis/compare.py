@@ -273,10 +273,7 @@ def compare(a: Spectrum, b: Spectrum) -> Comparison:
     (log_a, out_a), (log_b, out_b) = (_logarithms(s.points(), s.rounding) for s in (a, b))
     apart = wasserstein(log_a, log_b)
     pairs["wasserstein_log10"] = apart, math.hypot(*(off_log10(s, s.rounding) for s in (a, b))) + 0 * apart
-    pairs["log10_excluded_a"], pairs["log10_excluded_b"] = (
-        (out_a, _off_excluded(a, out_a)),
-        (out_b, _off_excluded(b, out_b)),
-    )
+    pairs |= {f"log10_excluded_{n}": (out, _off_excluded(s, out)) for n, s, out in (("a", a, out_a), ("b", b, out_b))}
     numbers = {name: number for key in ORDER for name, number in zip((key, f"{key}_stderr"), pairs[key], strict=True)}
     return Comparison(numbers, a, b)
 

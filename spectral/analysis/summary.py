@@ -351,25 +351,20 @@ def _entropy_ratio(entropy: Estimate, rank: Estimate) -> Estimate:
     return replace(ratio, stderr=float(np.hypot(ratio.stderr, by_rank)))
 
 
-def _order_statistics(values: Array, counts: Array) -> dict[str, float]:
-    """The metric that is no smooth function of sums over the eigenvalues."""
+def _information_dimension(values: Array, counts: Array) -> dict[str, float]:
+    """How many of the largest |λ| reach 90 % of their sum: a whole number when all counts are whole, else ≥ 1."""
     size, counts = np.abs(values[counts > 0]), counts[counts > 0]
     if not size.max(initial=0.0) > 0:
         return {"information_dimension": nan}
-    return {"information_dimension": _information_dimension(size / size.max(), counts)}
-
-
-def _information_dimension(size: Array, counts: Array) -> float:
-    """How many of the largest values reach 90 % of their sum: a whole number when all counts are whole, else ≥ 1."""
-    order = np.argsort(size)[::-1]
-    size, counts = size[order], counts[order]
+    order = np.argsort(size / size.max())[::-1]
+    size, counts = (size / size.max())[order], counts[order]
     energy = np.cumsum(counts * size)
     target = INFORMATION * energy[-1]
     j = min(int(np.searchsorted(energy, target * (1 - 1e-12))), len(size) - 1)  # 9 of 10 equal values are 90 %
     before = energy[j] - counts[j] * size[j]
     r = float(counts[:j].sum() + (target - before) / size[j])
     whole = np.all(np.abs(counts - np.round(counts)) < 1e-9)
-    return float(np.ceil(r - 1e-9 * max(r, 1.0))) if whole else max(r, 1.0)
+    return {"information_dimension": float(np.ceil(r - 1e-9 * max(r, 1.0))) if whole else max(r, 1.0)}
 
 
 def _bulk_metrics(spectrum: Spectrum, lambda_max: float) -> Pairs:
@@ -503,7 +498,7 @@ def summary(spectrum: Spectrum, top: int | None = None) -> dict[str, float]:
     largest = pairs["lambda_max"][0]
     pairs |= _bulk_metrics(spectrum, largest) | _tail_metrics(spectrum, largest)
     pairs |= _top_metrics(spectrum, top, *pairs["size"])
-    result = jackknife(spectrum, _order_statistics)
+    result = jackknife(spectrum, _information_dimension)
     if not spectrum.is_exact:  # of nodes it is no whole number: what rounding up may add, ± one half
         key = "information_dimension_stderr"
         result[key] = float(np.hypot(result[key], 0.5))

@@ -234,21 +234,14 @@ def unit_determinant(values: Array, spikes: int) -> dict[str, Any]:
     >>> unit_determinant(np.array([0.1, 0.2, 0.7, 3.0]), 2)["detX_num"]  # 3.0 · 0.7 · 0.2 < 1 <= 3.0 · 0.7
     3
     """
-    n = len(values)
-    if not values[-1] > values[0]:  # as many as there are, or none, would do
-        return {
-            "detX_num": 0,
-            "num_ERG_spikes": 0,
-            "ERG_gap": -spikes,
-            "detX_val": float(values[0]),
-            "detX_val_unrescaled": nan,
-        }
-    scaled = values * (n / values.sum())
-    with np.errstate(divide="ignore"):
-        below = np.flatnonzero(np.cumsum(np.log(scaled[:0:-1])) < 0)
-    idx = n - 1 - int(below[0]) if len(below) else 1
-    number = n - idx if len(below) else n
+    n, idx, number, unrescaled = len(values), 0, 0, nan
+    if values[-1] > values[0]:  # of equal ones as many as there are, or none, would do
+        scaled = values * (n / values.sum())
+        with np.errstate(divide="ignore"):
+            below = np.flatnonzero(np.cumsum(np.log(scaled[:0:-1])) < 0)
+        idx = n - 1 - int(below[0]) if len(below) else 1
+        number, unrescaled = n - idx if len(below) else n, float(scaled[idx])
     return {
         "detX_num": number, "num_ERG_spikes": number, "ERG_gap": number - spikes,
-        "detX_val": float(values[idx]), "detX_val_unrescaled": float(scaled[idx]),
+        "detX_val": float(values[idx]), "detX_val_unrescaled": unrescaled,
     }  # fmt: skip

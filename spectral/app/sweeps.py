@@ -21,7 +21,7 @@ def place(sweep: Path, folder: Path, settings: dict[str, Any]) -> tuple[Path, bo
 
     Where that holds another run, it belongs beside it. What a folder holds its result.json says, whatever the marks say.
     """
-    name = own(_mark(sweep, settings))
+    name = _mark(sweep, settings)
     if name.exists():
         there = sweep / name.read_text(encoding="utf-8")
         if there.resolve().is_relative_to(sweep.resolve()) and _holds(there, settings):
@@ -29,7 +29,7 @@ def place(sweep: Path, folder: Path, settings: dict[str, Any]) -> tuple[Path, bo
     if _holds(folder, settings):
         mark(sweep, folder, settings)  # it was killed before it could
         return folder, True
-    return (folder.with_name(f"{folder.name}-{_hash(settings)}") if _taken(folder) else folder), False
+    return (folder.with_name(f"{folder.name}-{name.name}") if _taken(folder) else folder), False
 
 
 def check_free(folder: Path, settings: dict[str, Any]) -> None:
@@ -52,15 +52,11 @@ def _holds(folder: Path, settings: dict[str, Any]) -> bool:
 
 def mark(sweep: Path, folder: Path, settings: dict[str, Any]) -> None:
     """The run in this folder is finished."""
-    atomic_write(own(_mark(sweep, settings)), str(folder.resolve().relative_to(sweep.resolve())).encode())
+    atomic_write(_mark(sweep, settings), str(folder.resolve().relative_to(sweep.resolve())).encode())
 
 
 def _mark(sweep: Path, settings: dict[str, Any]) -> Path:
-    return sweep / FINISHED / _hash(settings)
-
-
-def _hash(settings: dict[str, Any]) -> str:
-    return fingerprint(_recorded(settings))
+    return own(sweep / FINISHED / fingerprint(_recorded(settings)))
 
 
 def _recorded(settings: dict[str, Any]) -> Any:

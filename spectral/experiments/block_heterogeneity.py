@@ -88,11 +88,8 @@ def smoothed(s: Spectrum, sigma: float = SIGMA) -> tuple[np.ndarray, np.ndarray]
 
 def _divergence(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
     cells, place = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
-    p, q = (
-        np.bincount(where, weights=mass, minlength=len(cells)).astype(np.float64)
-        for where, mass in ((place[: len(a[0])], a[1]), (place[len(a[0]) :], b[1]))
-    )
-    return float(bits_apart(p, q))
+    each = zip(np.split(place, [len(a[0])]), (a[1], b[1]), strict=True)
+    return float(bits_apart(*(np.bincount(where, mass, len(cells)).astype(np.float64) for where, mass in each)))
 
 
 def heterogeneity(spectra: list[Spectrum], sigma: float = SIGMA) -> tuple[float, float]:

@@ -125,7 +125,6 @@ class Result:
     """A finished experiment. `cost` sums products, epochs, seconds of the spectra, and epochs, seconds of training."""
 
     cells: tuple[CellResult, ...]
-    conditions: tuple[str, ...]
     matrices: tuple[str, ...]
     rows: tuple[Row, ...]
     cost: dict[str, float]
@@ -165,7 +164,7 @@ def collect(results: Iterable[CellResult]) -> Result:
         )
         numbers = {c: [own.get((c, s), {}) for s in seeds] for c in conditions}
         rows += [row_of(matrix, metric, numbers) for metric in names]
-    return Result(done, conditions, matrices, tuple(rows), _cost(done))
+    return Result(done, matrices, tuple(rows), _cost(done))
 
 
 def heterogeneity(whole: CellResult, done: Iterable[CellResult]) -> dict[str, float]:

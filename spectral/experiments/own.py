@@ -391,9 +391,8 @@ def _pairs(batches: Any) -> tuple[Tensor, Tensor] | None:
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             return None
-        if not all(isinstance(part, Tensor | np.ndarray) and part.ndim for part in batch) or len(batch[0]) != len(
-            batch[1]
-        ):
+        arrayed = all(isinstance(part, Tensor | np.ndarray) and part.ndim for part in batch)
+        if not arrayed or len(batch[0]) != len(batch[1]):
             return None
         parts.append(tuple(torch.as_tensor(part).detach() for part in batch))
     if len({(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in parts}) > 1 or not sum(len(x) for x, _ in parts):

@@ -48,12 +48,9 @@ class Trained:
             f"after {self.epochs} epochs, {self.seconds:.1f} s"
         )
 
-    def to_dict(self, history: bool = True) -> dict[str, object]:
-        """Plain data for JSON; history=False leaves the rows per epoch out."""
-        plain = asdict(self)
-        if not history:
-            del plain["history"]
-        return plain
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> Trained:

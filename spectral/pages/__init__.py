@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,8 +42,8 @@ class Subject:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the history of the training."""
-        trained = None if self.trained is None else self.trained.to_dict(history=False)
-        return {**vars(self), "trained": trained}
+        trained = {} if self.trained is None else self.trained.to_dict()
+        return {**vars(self), "trained": {k: v for k, v in trained.items() if k != "history"} or None}
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,10 @@ class Report:
 
 def conditions_of(items: Sequence[Curve | Line | Row]) -> list[str]:
     """The conditions in the order of their first appearance, init, true and random before all others."""
-    seen: dict[str, None] = {}
-    for item in items:
-        for condition in item.values if isinstance(item, Row) else (item.condition,):
-            seen[condition] = None
-    known = [name for name in ("init", "true", "random") if name in seen]
-    return known + [name for name in seen if name not in known]
+    each = (item.values if isinstance(item, Row) else (item.condition,) for item in items)
+    first = ("init", "true", "random")
+    seen = dict.fromkeys(chain.from_iterable(each))
+    return sorted(seen, key=lambda name: first.index(name) if name in first else len(first))
 
 
 def matrices_of(items: Sequence[Curve | Line | Row]) -> list[str]:

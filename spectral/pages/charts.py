@@ -4,7 +4,6 @@ and in space."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -55,17 +54,15 @@ def _surface(sheet: Sheet, z_label: str) -> list[Panel]:
     z = np.log10(np.maximum(sheet.z, FLOOR))
     centre = sheet.z[len(sheet.y) // 2, len(sheet.x) // 2]
     alt = f"{z_label} over {sheet.panel}: from {sheet.z.min():.2g} to {sheet.z.max():.2g}, {centre:.2g} at the centre"
-    ways = (_contours, "as contours", None), (_space, "in space", "3d")
-    return [_drawn(partial(draw, sheet, z, z_label), sheet.panel, f"{alt}, {how}.", axes) for draw, how, axes in ways]
-
-
-def _drawn(draw, title: str, alt: str, projection: str | None) -> Panel:  # type: ignore[no-untyped-def]
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    ax = figure.add_subplot(projection=projection)
-    ax.set_title(title, fontsize=9, fontweight="bold")
-    ax.tick_params(labelsize=8)
-    draw(figure, ax)
-    return replace(shot(figure, alt), figure=None)  # thousands of facets: pixels alone
+    panels = []
+    for draw, how, projection in ((_contours, "as contours", None), (_space, "in space", "3d")):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        ax = figure.add_subplot(projection=projection)
+        ax.set_title(sheet.panel, fontsize=9, fontweight="bold")
+        ax.tick_params(labelsize=8)
+        draw(sheet, z, z_label, figure, ax)
+        panels.append(replace(shot(figure, f"{alt}, {how}."), figure=None))  # thousands of facets: pixels alone
+    return panels
 
 
 def _contours(sheet: Sheet, z: np.ndarray, z_label: str, figure: Figure, ax) -> None:  # type: ignore[no-untyped-def]

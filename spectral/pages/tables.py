@@ -8,9 +8,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from spectral.cards import with_error
+from spectral.cards import in_columns, with_error
 
 from . import Numbers, Row, conditions_of
 
@@ -55,21 +56,13 @@ class Table:
 
     def text(self) -> str:
         """The table in columns, as wide as its texts need."""
-        lines: list[list[str]] = [list(self.titles)]
+        lines = [list(self.titles)]
         for heading, entries in self.groups:
-            lines += [[heading]] if heading else []
-            indent = "  " if heading else ""
-            lines += [[indent + e.cells[0], *e.cells[1:]] for e in entries]
-        widths = [max(len(line[i]) for line in lines if len(line) > max(i, 1)) for i in range(len(self.titles))]
-        rows = [
-            line[0]
-            if len(line) == 1 and len(self.titles) > 1
-            else "  ".join(
-                text.ljust(w) if i < self.heads else text.rjust(w)
-                for i, (text, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
+            lines += [["  " * bool(heading) + e.cells[0], *e.cells[1:]] for e in entries]
+        texts = iter(in_columns(lines, self.heads))
+        rows = [next(texts)]
+        for heading, entries in self.groups:
+            rows += [heading] * bool(heading) + list(islice(texts, len(entries)))
         return "\n".join([*rows, self.foot] if self.foot else rows)
 
 

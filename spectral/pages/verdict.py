@@ -274,10 +274,8 @@ def of_noise(e: Evidence) -> Verdict:
     Yes: it is accepted in more than half of their spectra, over matrices and seeds, and in fewer than half of those with real
     inputs. No: it is refused in more than half of theirs. Undecided otherwise, and where networks missed their target loss.
     """
-    ours, theirs = (
-        [v for row in e.rows if row.metric == "mp_accepted" for v in row.values.get(name, ())]
-        for name in ("gaussian", "real")
-    )
+    verdicts = [row.values for row in e.rows if row.metric == "mp_accepted"]
+    ours, theirs = ([v for values in verdicts for v in values.get(name, ())] for name in ("gaussian", "real"))
     if not ours:
         return Verdict("undecided", "Undecided: no spectrum of a network with Gaussian inputs has a bulk to look at.")
     accepted, answer = int(sum(ours)), "undecided"
