@@ -277,9 +277,7 @@ class Spectrum(Quadrature):
         quarter of what it does in the mean. Where f jumps near a node, all that the node stands for may lie on the other side, as
         far as its mean and its spread, the residual, let it. Where the derivatives of f have one sign, as of x / (x + c), the
         farthest rules are the bounds. 1 / x and log have no value at 0, and say that the matrix is positive: then no eigenvalue
-        lies nearer to 0 than rounding tells, nor where 5 % of the draws are lighter than moments let it be. What may lie between
-        that and the least node lies there as the record says: its mass falls toward 0 by the power by which it fell, at the
-        slowest, since half of the steps. Nothing certifies that: `logdet` has no lower bound then.
+        lies nearer to 0 than rounding tells, nor where 5 % of the draws are lighter than moments let it be. That near it may.
 
         Parameters
         ----------
