@@ -296,7 +296,8 @@ def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.nd
     order, known = np.argsort(values), np.sort(known)
     off = np.abs(values[order] - known)
     worst = int(off.argmax())
-    if off[worst] > expected(op) * scale:
+    # n products are added one after another, perhaps: those that are small beside the first are lost (Higham 2002, section 4.2)
+    if off[worst] > (expected(op) + X.shape[1] * 2.0**-53) * scale:
         i = order[worst]
         found = f"it gave the eigenvalue {values[i]:.6g} where {known[worst]:.6g} was due"
         hold_form(op, X[i], values[i], off[worst] / 2, (name, name), found)
