@@ -160,10 +160,10 @@ def named(path: Any) -> Path:
 def _ordinary(target: Path) -> None:
     """ValueError where a device, a pipe or a socket stands, which a rename would put a file in place of."""
     try:
-        kind = target.lstat().st_mode
+        kind = target.stat().st_mode  # of what a link leads to: /dev/stdout is one
     except (OSError, ValueError):  # nothing there, or a name that cannot be, which whoever opens it tells
         return
-    if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind) or stat.S_ISDIR(kind)):
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         raise ValueError(f"{target} is a device, a pipe or a socket, which a file would replace; name another file.")
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 
 from spectral import I, Spectrum, as_operator, kpm, numerical_rank, slq
 from spectral.analysis import METRICS, describe_metric, power_law, summary
@@ -464,3 +465,21 @@ def test_a_lower_end_that_is_known_bounds_what_may_lie_below():
         low, condition = extreme_of(s, -1), nonzero_condition(s)
         assert 0.1 - 1e-9 <= float(low) - float(low.stderr) <= values[0]
         assert values[-1] / values[0] <= float(condition) + 2 * float(condition.stderr) < np.inf  # it was nan
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_condition_at_the_end_that_is_known_has_the_error_of_rounding(dtype):
+    """Of singular G + s I rounding puts the smallest Ritz value to either side of s: the error was -0.05 for 0.1."""
+    G = as_operator((np.random.default_rng(0).standard_normal((60, 30)) / 8).astype(dtype))
+    G = G @ G.T
+    largest = np.linalg.eigvalsh((G @ np.eye(60, dtype=dtype)).astype(float))[-1]
+    for seed in range(8):
+        e = nonzero_condition(slq(G + 1e-3 * I, probes=2, steps=60, seed=seed, progress=False))
+        assert e.stderr >= 0 and abs(float(e) - (largest + 1e-3) / 1e-3) <= 2 * e.stderr + 1e-9 * float(e)
+
+
+def test_nodes_that_a_coarse_dtype_leaves_beyond_the_curve_have_a_summary():
+    """The middle of two of them lay beyond the last point of the distribution function, and of its tolerance."""
+    X = torch.tensor(np.random.default_rng(1).standard_normal((300, 5)) / 300**0.5).to(torch.bfloat16)
+    A = as_operator(X)
+    assert summary(slq(A @ A.T, probes=2, steps=10, progress=False))["lambda_max"] > 1

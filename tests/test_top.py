@@ -110,6 +110,16 @@ def test_vectors_of_a_middle_size_are_held_as_far_as_orthogonality_is_cheap(k, v
     assert pairs.meta == {"basis": k + more}
 
 
+def test_the_default_basis_holds_a_start_of_more_vectors_and_what_an_earlier_session_held(tmp_path, monkeypatch):
+    A, file = rotated(1 / np.arange(1.0, 201)), tmp_path / "top.npz"
+    one = top(A, 3, tol=1e-10, budget=20, checkpoint=file)
+    assert one.meta == {"basis": 131} and not one.complete
+    monkeypatch.setattr(search, "HEAVY", 2 * 200 * 8)
+    assert top(A, 3, tol=1e-10, checkpoint=file).meta == {"basis": 131}
+    start = np.random.default_rng(0).standard_normal((200, 40))
+    holds(top(A, 3, tol=1e-10, start=start), A, 1 / np.arange(1.0, 4))
+
+
 @pytest.mark.parametrize("basis", [None, 12])
 def test_a_sum_that_loses_what_is_small_beside_its_first_terms_is_no_wrong_product(basis):
     """Eigenvectors on six entries of 12,000: of the others' squares 5e-14 are lost where a kernel adds one after another."""

@@ -223,7 +223,7 @@ def _by_gap(c: Counting, measure: Measure, ratio: float | None) -> tuple[float, 
     weights, lowest = np.add.reduceat(weights, first), values[np.append(first[1:], len(values)) - 1]
     upper, lower = lowest[:-1], values[first[1:]]
     expected = 2 / (3 * np.pi) * ((upper - lower) / width) ** 1.5
-    loose = c.loose[np.searchsorted(c.x, (upper + lower) / 2)]
+    loose = c.loose[np.minimum(np.searchsorted(c.x, (upper + lower) / 2), len(c.x) - 1)]
     empty = np.flatnonzero(expected > EMPTY + loose)
     count = int(empty[-1]) + 1 if len(empty) else 0
     # what one eigenvalue weighs is a chi square over the probes

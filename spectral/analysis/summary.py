@@ -319,7 +319,7 @@ def nonzero_condition(spectrum: Spectrum) -> Estimate:
     largest, smallest = np.abs(ends)
     high, low = (2 * _off(spectrum, end, _outward(spectrum, end)) for end in ends)
     value = quotient(largest, smallest)
-    least = max(smallest - low, spectrum.least)
+    least = min(smallest, max(smallest - low, spectrum.least - spectrum.rounding))
     most = quotient(largest + high, least) if least > 0 else nan
     return Estimate(value, (most - value) / 2 if high or low else 0.0)
 

@@ -74,8 +74,9 @@ def check(op: Operator, k: int, n: int, tol: float, which: str, keys: dict[str, 
     choice(which, "which", keys)
 
 
-def capacity(file: Checkpoint, op: Operator, sizes: dict[str, int], basis: int | None, extra: int) -> int:
-    """Basis vectors to hold: those of an earlier session, `basis`, or what a quarter of the free memory holds beside `extra`.
+def capacity(file: Checkpoint, op: Operator, sizes: dict[str, int], basis: int | None, extra: int, wanted: int) -> int:
+    """Basis vectors to hold: those of an earlier session, `basis`, or `wanted`, as far as a quarter of the free memory holds
+    them beside `extra`.
 
     It may have been chosen by the memory that was free then. `sizes` as of `bounds`, with k and block.
     """
@@ -90,7 +91,7 @@ def capacity(file: Checkpoint, op: Operator, sizes: dict[str, int], basis: int |
             f"{sizes['k']} pairs need {sizes['least'] + extra} vectors of length {n} ({op.dtype}), and a quarter of the free "
             f"memory holds {room}; ask for fewer pairs, or say basis= yourself."
         )
-    return min(room - extra, sizes["most"])
+    return min(room - extra, sizes["most"], max(wanted, sizes["least"]))
 
 
 def beyond(k: int, size: int) -> int:
@@ -98,11 +99,11 @@ def beyond(k: int, size: int) -> int:
     return FEW if size >= HEAVY else max(k, SPARE, min(ROOM, HEAVY // size))
 
 
-def bounds(k: int, n: int, block: int, basis: int | None, more: int) -> dict[str, int]:
-    """The least and the most basis vectors that a search may hold; `more`: those beyond k by default."""
+def bounds(k: int, n: int, block: int, basis: int | None, few: bool = False) -> dict[str, int]:
+    """The least and the most basis vectors that a search may hold; `few`: of heavy ones."""
     least = min(n, k + 3 * block + 1)
     if basis is None:
-        basis = max(k + more, least)
+        basis = max(k + FEW if few else max(4 * k, k + ROOM), least)
     elif isinstance(basis, bool) or not isinstance(basis, int | np.integer):
         raise ValueError(
             f"basis={basis!r} is no number of vectors, which it is here; use a whole one, at least {least} (where a basis lies, "

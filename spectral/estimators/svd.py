@@ -21,7 +21,7 @@ from spectral import arrays, longvectors
 from spectral.distributed import decided
 from spectral.estimators.budget import entries, progress_bar
 from spectral.estimators.checkpoint import Checkpoint
-from spectral.estimators.search import INNER, KEYS, ROOM, Search, bounds, capacity, check, saved
+from spectral.estimators.search import INNER, KEYS, Search, bounds, capacity, check, saved
 from spectral.estimators.shared_out import shared_out
 from spectral.krylov.golub_kahan import GolubKahan
 from spectral.operators.foreign import as_operator
@@ -154,9 +154,9 @@ def svd(
     n = K.shape[1]
     check(A, k, n, tol, which, keys)
     settings = {"svd": k, "tol": tol, "seed": check_seed(seed), "which": which, "basis": basis}
-    sizes = {"m": K.shape[0], "k": int(k), "block": 1, **bounds(k, n, 1, basis, max(3 * k, ROOM))}
+    sizes = {"m": K.shape[0], "k": int(k), "block": 1, **bounds(k, n, 1, basis)}
     file = Checkpoint(checkpoint, A, settings, saved(GolubKahan), n=n, **sizes)
-    state = GolubKahan(K, capacity(file, K, sizes, basis, k + 3 * k * -(-entries(K.T) // entries(K))))
+    state = GolubKahan(K, capacity(file, K, sizes, basis, k + 3 * k * -(-entries(K.T) // entries(K)), sizes["most"]))
     run = Search(state, k, keys[which], tol, A, seed, 1, file, budget)
     with progress_bar(None, "svd", progress) as bar:
         complete = run.find(2 * k, bar)

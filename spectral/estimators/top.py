@@ -197,12 +197,13 @@ def top(
     block = integer(block, "block", "block size", 1, n)
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
     more = beyond(k, n * op.dtype.itemsize)
-    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, more)}
+    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, few=more == FEW)}
     given, begin = _start(op, start, sizes["most"])
     if begin is not None:
         settings["start"] = checksum_of(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
-    state = BlockLanczos(op, capacity(file, op, sizes, basis, 0 if more == FEW else k))
+    wanted = max(k + more, given + block)
+    state = BlockLanczos(op, capacity(file, op, sizes, basis, 0 if more == FEW else k, wanted))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar, begin)
