@@ -678,6 +678,6 @@ def test_what_is_no_ordinary_file_is_never_replaced(tmp_path, write):
     assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
     link = tmp_path / "link"
     link.symlink_to(path)
-    with pytest.raises(ValueError, match="is a device, a pipe or a socket|is a link"):
+    with pytest.raises(ValueError, match=r"is a device, a pipe or a socket|is a link"):
         write(link)
     assert link.is_symlink() and sorted(tmp_path.iterdir()) == [link, path]
