@@ -82,7 +82,8 @@ def in_columns(lines: Sequence[Sequence[str]], heads: int) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = [str.ljust] * heads + [str.rjust] * (len(widths) - heads)
-    return ["  ".join(map(lambda side, cell, w: side(cell, w), sides, line, widths)).rstrip() for line in lines]
+    padded = ([side(cell, w) for side, cell, w in zip(sides, line, widths, strict=True)] for line in lines)
+    return ["  ".join(cells).rstrip() for cells in padded]
 
 
 def counted(count: float, noun: str) -> str:

@@ -319,6 +319,7 @@ def nonzero_condition(spectrum: Spectrum) -> Estimate:
     largest, smallest = np.abs(ends)
     high, low = (2 * _off(spectrum, end, _outward(spectrum, end)) for end in ends)
     value = quotient(largest, smallest)
+    # rounding may put it to either side of an end that is known
     least = min(smallest, max(smallest - low, spectrum.least - spectrum.rounding))
     most = quotient(largest + high, least) if least > 0 else nan
     return Estimate(value, (most - value) / 2 if high or low else 0.0)
@@ -356,8 +357,9 @@ def _information_dimension(values: Array, counts: Array) -> dict[str, float]:
     size, counts = np.abs(values[counts > 0]), counts[counts > 0]
     if not size.max(initial=0.0) > 0:
         return {"information_dimension": nan}
-    order = np.argsort(size / size.max())[::-1]
-    size, counts = (size / size.max())[order], counts[order]
+    size = size / size.max()
+    order = np.argsort(size)[::-1]
+    size, counts = size[order], counts[order]
     energy = np.cumsum(counts * size)
     target = INFORMATION * energy[-1]
     j = min(int(np.searchsorted(energy, target * (1 - 1e-12))), len(size) - 1)  # 9 of 10 equal values are 90 %

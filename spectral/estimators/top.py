@@ -197,13 +197,14 @@ def top(
     block = integer(block, "block", "block size", 1, n)
     settings = {"top": k, "tol": tol, "seed": check_seed(seed), "which": which, "block": block, "basis": basis}
     more = beyond(k, n * op.dtype.itemsize)
-    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, few=more == FEW)}
+    few = more == FEW
+    sizes = {"k": int(k), "block": block, **bounds(k, n, block, basis, few)}
     given, begin = _start(op, start, sizes["most"])
     if begin is not None:
         settings["start"] = checksum_of(begin) if op.shards is None else op.shards.checksum(begin)
     file = Checkpoint(checkpoint, op, settings, saved(BlockLanczos), **sizes)
     wanted = max(k + more, given + block)
-    state = BlockLanczos(op, capacity(file, op, sizes, basis, 0 if more == FEW else k, wanted))
+    state = BlockLanczos(op, capacity(file, op, sizes, basis, 0 if few else k, wanted))
     run = Search(state, k, KEYS[which], tol, op, seed, block, file, budget)
     with progress_bar(None, "top", progress) as bar:
         complete = run.find(k, bar, begin)
@@ -301,4 +302,4 @@ def _hold_values(op: Operator, X: torch.Tensor, values: np.ndarray, known: np.nd
     if off[worst] > (expected(op) + X.shape[1] * 2.0**-53) * scale:
         i = order[worst]
         found = f"it gave the eigenvalue {values[i]:.6g} where {known[worst]:.6g} was due"
-        hold_form(op, X[i], values[i], off[worst] / 2, (name, name), found)
+        hold_form(op, X[i], values[i], off[worst] / 2, name, found)

@@ -103,10 +103,10 @@ class BlockLanczos(RestartedKrylov):
         if not self.A.nonnegative or theta >= -self.allowed * self.norm:
             return
         V = self.V[self.locked : self.size]
-        of, name = "block Lanczos", f"a product in the first {len(self.sizes)} steps"
-        names = f"the product with a Ritz vector of {of}", f"{name} of {of}"
+        y, name = longvectors.combination(s, V), "the product with a Ritz vector of block Lanczos"
+        source = f"a product in the first {len(self.sizes)} steps of block Lanczos"
         found = f"they gave a semi-definite matrix the Ritz value {theta:.6g}"
-        hold_form(self.A, longvectors.combination(s, V), theta, self.allowed * self.norm, names, found)
+        hold_form(self.A, y, theta, self.allowed * self.norm, name, found, source)
         self.allowed = AGAIN * abs(theta) / self.norm
 
     def _pairs(self) -> Pairs:

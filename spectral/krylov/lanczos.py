@@ -252,7 +252,7 @@ class Lanczos:
         for step, q in ((j, self.q), (j - 1, self.now[1])):
             if q is not None:
                 found = f"of a semi-definite matrix it gave <q, A q> = {alphas[step]:.6g} and a negative Ritz value"
-                symmetry.hold_form(self.A, q, alphas[step], most, (_name(step),) * 2, found)
+                symmetry.hold_form(self.A, q, alphas[step], most, _name(step), found)
         # rounding: look again where it is larger still
         self.allowed, self.pivots = symmetry.AGAIN * self.allowed, symmetry.Pivots()
         if self.allowed < 1:

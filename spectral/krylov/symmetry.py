@@ -119,14 +119,16 @@ def repeated(A: Operator, y: torch.Tensor, name: str) -> torch.Tensor:
     return one
 
 
-def hold_form(A: Operator, x: torch.Tensor, before: float, most: float, names: tuple[str, str], found: str) -> None:
+def hold_form(
+    A: Operator, x: torch.Tensor, before: float, most: float, name: str, found: str, source: str = ""
+) -> None:
     """RuntimeError where <x, A x> is not to `most` as it was `before`, when it is made again (twice).
 
-    `names`: that of the product with x, and that of the one to blame; `found` says what was wrong with it.
+    `name`: of the product with x; `found` says what was wrong with it, or with its `source`.
     """
-    again = longvectors.dot(x, repeated(A, x, names[0]))
+    again = longvectors.dot(x, repeated(A, x, name))
     if abs(again - before) > most:
-        raise wrong(names[1], found, again)
+        raise wrong(source or name, found, again)
 
 
 class Pivots:

@@ -58,11 +58,13 @@ class Table:
         """The table in columns, as wide as its texts need."""
         lines = [list(self.titles)]
         for heading, entries in self.groups:
-            lines += [["  " * bool(heading) + e.cells[0], *e.cells[1:]] for e in entries]
+            indent = "  " if heading else ""
+            lines += [[indent + e.cells[0], *e.cells[1:]] for e in entries]
         texts = iter(in_columns(lines, self.heads))
         rows = [next(texts)]
         for heading, entries in self.groups:
-            rows += [heading] * bool(heading) + list(islice(texts, len(entries)))
+            rows += [heading] if heading else []
+            rows += islice(texts, len(entries))
         return "\n".join([*rows, self.foot] if self.foot else rows)
 
 
