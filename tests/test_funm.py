@@ -1,5 +1,7 @@
 """f(A) b against dense functions, its stated error, its brackets; the measure of one vector."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -334,3 +336,52 @@ def test_a_ritz_value_passes_0_on_the_way_to_the_inverse_of_an_indefinite_matrix
     A = np.block([[np.zeros((20, 20)), B], [B.T, np.zeros((20, 20))]])
     p = funm(A, lambda x: 1 / x, b)
     assert np.linalg.norm(p.value - np.linalg.solve(A, b)) <= p.error <= 1e-6 * np.linalg.norm(p.value)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("f", [np.exp, lambda x: 1 / x, lambda x: np.where(x > 0.5, 1.0, 0.0)])
+def test_one_or_two_steps_have_not_seen_where_the_spectrum_ends(f, steps):
+    """Of one step 0 to 10 of 100 errors of exp and of 1 / x held, up to 6e6 times too small where an eigenvalue lies apart."""
+    rng = np.random.default_rng(0)
+    for values in (rng.uniform(0.1, 1, 200), 10 ** rng.uniform(-4, 0, 200), np.append(rng.uniform(0.5, 1.5, 199), 20)):
+        right = rng.standard_normal((200, 10))
+        p = funm(np.diag(values), f, right, steps=steps)
+        off = np.linalg.norm(p.value - f(values)[:, None] * right, axis=0)
+        assert not p.certified and np.mean(off <= p.error) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("f", "dense"),
+    [
+        *((f, DENSE[f]) for f in ("log", "inverse", "sqrt", "exp")),
+        (lambda x: np.where(x > 0.3, 1.0, 0.0), lambda x: np.where(x > 0.3, 1.0, 0.0)),
+        (lambda x: np.exp(-20 * x), lambda x: np.exp(-20 * x)),
+    ],
+)
+def test_what_ends_near_an_eigenvector_is_certain_only_if_it_is_true(f, dense):
+    """In float32 a residual below 16 eps ||T|| was 0, a turn of the eigenvectors nothing, and T as large as A: errors were up to
+    1e7 times too small, and `lower` above `upper`."""
+    rng = np.random.default_rng(0)
+    for values in (
+        np.append(np.full(9, 1e-3), 1.0),
+        np.linspace(0.1, 1, 10),
+        np.append(np.linspace(0.5, 1.5, 9), 30.0),
+    ):
+        U = np.linalg.qr(rng.standard_normal((10, 10)))[0]
+        A = ((U * values) @ U.T).astype(np.float32)
+        A = (A + A.T) / 2
+        values, U = np.linalg.eigh(A.astype(float))
+        for part, end in itertools.product((0.0, 1e-3, 1e-6), (0, -1)):
+            b = (U[:, end] + part * (U @ rng.standard_normal(10))).astype(np.float32)
+            due = U @ (dense(values) * (U.T @ b))
+            ends = values[0] * (1 - 1e-9), values[-1] * (1 + 1e-9)
+            for steps, interval in itertools.product((1, 2, None), (ends, None)):
+                p = funm(A, f, b, steps=steps, interval=interval)
+                assert not p.certified or np.linalg.norm(p.value - due) <= 1.1 * p.error
+                assert not p.lower > p.upper
+
+
+def test_a_result_that_its_dtype_does_not_hold_is_refused():
+    """It was infinite, and `certified` to 8e34."""
+    with pytest.raises(ValueError, match=r"is beyond 3.4e\+38, the largest number of torch.float32"):
+        funm(np.diag([1e-20, 2e-20]).astype(np.float32), bounds.power(-2), np.ones(2, np.float32))

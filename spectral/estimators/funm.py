@@ -15,7 +15,7 @@ import torch
 from spectral import arrays, cards, longvectors
 from spectral.estimators import stopping
 from spectral.estimators.budget import Budget, Spent, environment, is_symmetric, progress_bar, settle, vectors_that_fit
-from spectral.estimators.solve import finite_columns
+from spectral.estimators.solve import beyond, finite_columns
 from spectral.krylov.again import second_pass
 from spectral.krylov.lanczos import MODES, Lanczos, LanczosRecord
 from spectral.operators.foreign import as_operator
@@ -230,6 +230,8 @@ def funm(
         found = [_one(A, g, column.contiguous(), (low, high), tol, most, mode, limit, bar) for column in vector.T]
     spent = Spent.of(A).since(begun)
     W = torch.stack([one[0] for one in found], 1)
+    if not longvectors.finite(W):
+        raise beyond(A, "f(A) b")
     single = np.ndim(b) == 1
     error, lower, upper = (np.array([one[i] for one in found]) for i in (1, 2, 3))
     return Product(
@@ -345,7 +347,7 @@ def _one(
             if last:
                 raise
             continue
-        error, certain, rounding = applied.vector_error(record, g, interval)
+        error, certain, rounding = applied.vector_error(record, g, interval, A.shape[0])
         if error <= tol * float(np.linalg.norm(y)):
             stop = "tolerance"
             break

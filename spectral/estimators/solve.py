@@ -198,7 +198,7 @@ def solve(
     threshold = float(tol) * np.array([one.scale for one in found])
     X = torch.stack([one.x for one in found], 1)
     if not longvectors.finite(X):
-        raise _beyond(op)
+        raise beyond(op, "x")
     return Solution(
         x=arrays.like(X[:, 0] if np.ndim(b) == 1 else X, b),
         residuals=residuals,
@@ -272,9 +272,12 @@ def solved(
     return together(op, [linear.refined(each, b.contiguous(), tol, most, op.epsilon) for b in B.T], limit, bar)
 
 
-def _beyond(op: Operator) -> ValueError:
+def beyond(op: Operator, name: str) -> ValueError:
+    """The error of a result whose entries its dtype does not hold."""
     limit = f"{torch.finfo(op.dtype).max:.2g}, the largest number of {op.dtype}, or its factors are"
-    return ValueError(f"x is beyond {limit}; divide b by a number, and multiply x by it, or give both in float64.")
+    return ValueError(
+        f"{name} is beyond {limit}; divide b by a number, and multiply {name} by it, or give both in float64."
+    )
 
 
 def together(op: Operator, runs: list[linear.Run], limit: Budget, bar: Any) -> list[linear.Solved]:
@@ -291,7 +294,7 @@ def together(op: Operator, runs: list[linear.Run], limit: Budget, bar: Any) -> l
         except RuntimeError as problem:
             if "without overflow" not in str(problem):  # torch's, of a factor in float16
                 raise
-            raise _beyond(op) from problem
+            raise beyond(op, "x") from problem
 
     for i in range(len(runs)):
         answer(i, None)  # the first one starts it

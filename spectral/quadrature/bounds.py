@@ -116,9 +116,10 @@ def bracket(record: LanczosRecord, f: Given, interval: tuple[float | None, float
     """Bounds of int f dmu = u^T f(A) u, u the record's start vector over its norm, given a <= spectrum <= b (None: unknown).
 
     f: "log", "inverse", "sqrt", "exp", "entropy" (-x log x), `power(p)`, or a `Signed` of your own. The best of the rules on each
-    side is taken and then widened by what finite precision may have done: each node by 8 eps ||T||, eps of the products, the
-    weights by a change of T of 2 eps ||T||. nan where no rule bounds that side or f is infinite there; of an invariant subspace
-    it is then the Gauss rule, as if its residual were 0 and not only below 16 eps ||T||. O(k^2), no product.
+    side is taken and then widened by what finite precision may have done: each node by 8 eps ||T||, eps of the products, or 8 eps
+    times a known end that is larger, the weights by a change of T of a quarter of that. nan where no rule bounds that side or f
+    is infinite there; of an invariant subspace it is then the Gauss rule, as if its residual were 0 and not only below
+    16 eps ||T||. O(k^2), no product.
     Raises ValueError for an unknown name, or an interval that Ritz values leave or f's domain does not hold.
 
     >>> from spectral.krylov.lanczos import lanczos
@@ -128,7 +129,8 @@ def bracket(record: LanczosRecord, f: Given, interval: tuple[float | None, float
     (True, 0.07)
     """
     g = signed(f)
-    known, shares, blur = record.known, record.shares, gauss.blur(record)  # deflated eigenvectors: T is the rest
+    blur = gauss.blur(record, interval)
+    known, shares = record.known, record.shares  # deflated eigenvectors: T is the rest
     found = _of_T(record, g, interval, blur)
     if len(known) == 0:
         return found
@@ -147,7 +149,7 @@ def _finite(lower: float, upper: float, value: float) -> Bracket:
 
 def _of_T(record: LanczosRecord, g: Signed, interval: tuple[float | None, float | None], blur: float) -> Bracket:
     """The bracket of the measure that T stands for."""
-    theta, (low, high), eps = record.eigen[0], g.domain, gauss.epsilon(record)
+    theta, (low, high) = record.eigen[0], g.domain
     a, b = (-np.inf if interval[0] is None else interval[0]), (np.inf if interval[1] is None else interval[1])
     if not a <= b or theta[0] < a - blur or theta[-1] > b + blur:
         raise ValueError(
@@ -159,7 +161,7 @@ def _of_T(record: LanczosRecord, g: Signed, interval: tuple[float | None, float 
             f"f is known on [{low:.6g}, {high:.6g}], but Ritz values reach from {theta[0]:.6g} to {theta[-1]:.6g}; shift the "
             "matrix."
         )
-    change = gauss.TURNED * eps * gauss.norm(record)
+    change = gauss.TURNED / gauss.BLUR * blur
     rules = [(g.even, _widened(g, record.alphas, record.betas[:-1], blur, change))]  # Gauss
     # of an invariant subspace the residual is anything from 0, where the Gauss rule is exact, to what is not told from it
     own, value = rules[0][1] if record.betas[-1] == 0 else (nan, nan), sum(rules[0][1]) / 2

@@ -60,7 +60,7 @@ def alike(record: LanczosRecord, least: float = -np.inf, share: float = 1.0) -> 
         low = min(last_alpha(record, edge, betas[-1]), high)
         high, ends = max(high, low + betas[-1]), [low]
         shorter = np.maximum(shorter, alphas[-1] - last_pivot(record, edge))
-    far = [d for d in _far(record, share) if d > high or (d < low and not np.isfinite(least))]
+    far = [d for _, d in _far(record, share) if d > high or (d < low and not np.isfinite(least))]
     rules = [(np.append(alphas, d), betas) for d in (*ends, *far, *((low + high) / 2 + moves * (high - low) / 2))]
     if k > 1:
         rules += [(np.append(alphas[:-1], d), betas[:-1]) for d in shorter] + [(alphas[:-1], betas[:-2])]
@@ -85,8 +85,15 @@ def outside(record: LanczosRecord, x: float) -> tuple[np.ndarray, np.ndarray]:
     return np.append(x, theta[1:]), S[0] ** 2
 
 
-def _far(record: LanczosRecord, share: float) -> list[float]:
-    """The last alphas of the Radau rules whose outermost node lies beyond T's by beta_k / 4, and by half more each time."""
+def reach(record: LanczosRecord, share: float) -> tuple[float, float]:
+    """Beyond what points no eigenvalue lies that weighs `share`: half as far again as the outermost Radau nodes that may."""
+    low, high = record.eigen[0][[0, -1]]
+    nodes = [x for x, _ in _far(record, share)]
+    return low - 1.5 * (low - min(nodes, default=low)), high + 1.5 * (max(nodes, default=high) - high)
+
+
+def _far(record: LanczosRecord, share: float) -> list[tuple[float, float]]:
+    """(x, last alpha) of the Radau rules whose outermost node x lies beyond T's by beta_k / 4, and by half more each time."""
     (theta, S), beta, found = record.eigen, float(record.betas[-1]), []
     for end, side in ((theta[-1], 1.0), (theta[0], -1.0)):
         step = beta / 4
@@ -96,7 +103,7 @@ def _far(record: LanczosRecord, share: float) -> list[float]:
             # the Christoffel function at x, as in `certificate.Radau.at`
             if not float(S[0] @ b) ** 2 / (1 + float(b @ b)) >= share:
                 break
-            found.append(x + float(beta * S[-1] @ b))
+            found.append((x, x + float(beta * S[-1] @ b)))
             step *= 1.5
     return found
 
@@ -175,9 +182,14 @@ def norm(record: LanczosRecord) -> float:
     return float(np.abs(record.alphas).max() + 2 * record.betas.max(initial=0.0))
 
 
-def blur(record: LanczosRecord) -> float:
-    """How far finite precision moves an eigenvalue at most: BLUR eps times a bound of ||T|| and of the known eigenvalues."""
-    return BLUR * epsilon(record) * max(norm(record), float(np.abs(record.known).max(initial=0.0)), 1e-150)
+def blur(record: LanczosRecord, interval: tuple[float | None, float | None] = (None, None)) -> float:
+    """How far finite precision moves an eigenvalue at most: BLUR eps times a bound of ||T|| and of the known eigenvalues.
+
+    `interval`: ends of the spectrum, as far as they are known. Products round to the size of A, and T is small beside it where
+    the start lies on small eigenvalues.
+    """
+    ends = [abs(x) for x in interval if x is not None and np.isfinite(x)]
+    return BLUR * epsilon(record) * max(norm(record), float(np.abs(record.known).max(initial=0.0)), *ends, 1e-150)
 
 
 def residual(record: LanczosRecord) -> float:
