@@ -22,6 +22,15 @@ def test_a_linear_recurrence_has_the_logarithms_of_its_eigenvalues():
     assert np.all(np.abs(found.values - expected) < 5 * found.stderr + 0.02)
 
 
+@pytest.mark.parametrize("second", [0.9, 0.8995, 0.899])
+def test_directions_that_turn_slowly_are_part_of_the_error(second):
+    """A Jordan block's perturbations grow like t 0.9^t: both exponents were 3.5 errors off, always."""
+    W = torch.tensor([[0.9, 1.0], [0.0, second]], dtype=torch.float64)
+    for seed in range(3):
+        found = spectral.lyapunov(lambda x: W @ x, torch.ones(2, dtype=torch.float64), seed=seed)
+        assert (np.abs(found.values - np.log([0.9, second])) <= 2 * found.stderr).all()
+
+
 def test_the_logistic_map_at_4_has_ln_2():
     found = spectral.lyapunov(lambda x: 4 * x * (1 - x), torch.tensor([0.3], dtype=torch.float64), steps=300)
     assert abs(found.values[0] - math.log(2)) < 4 * found.stderr[0]

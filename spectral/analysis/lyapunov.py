@@ -35,8 +35,8 @@ class Lyapunov(cards.Sentence):
     values : numpy.ndarray
         (k,), in 1 / step; -inf where a direction is lost.
     stderr : numpy.ndarray
-        (k,), the standard error over blocks of time, widened to Student's interval: it holds where a block is longer than the
-        trajectory remembers.
+        (k,), the standard error over blocks of time, widened to Student's interval, and in quadrature half of what the later
+        half of them drifts from the earlier: it holds where a block is longer than the trajectory remembers.
     blocks : numpy.ndarray
         (blocks, k), the exponents of each block of time.
     steps : int
@@ -197,7 +197,8 @@ def lyapunov(
     values = logs.mean(0)
     order = np.argsort(-values, kind="stable")
     with np.errstate(invalid="ignore"):
-        stderr = each.std(0, ddof=1) / math.sqrt(blocks) * widening(blocks)
+        drift = each[: blocks // 2].mean(0) - each[-(blocks // 2) :].mean(0)  # of directions that still turn
+        stderr = np.hypot(each.std(0, ddof=1) / math.sqrt(blocks) * widening(blocks), drift / 2)
     return Lyapunov(values[order], stderr[order], each[:, order], steps, x)
 
 
