@@ -199,7 +199,7 @@ class _Run(ProbesByTeams):
             if sum(parts) <= 1 and seen:  # the spread of one probe is not known
                 return "tolerance"
             deep = done > 1 and self.records[-1].stop != "budget" and not self._divided(limit)
-            if parts[0] >= 1 and deep:
+            if parts[0] >= 1 and deep and self.aim.parts(self._last(s))[0] >= 1:
                 return "depth"
         if done >= self.plan.probes:
             return "probes"
@@ -308,10 +308,13 @@ class _Run(ProbesByTeams):
         if self.aim is None:
             return False
         settled = found >= len(self.deflation.deflated) or k >= self.records[0].steps
-        alone = Spectrum.from_records(
-            [record], self.dim, zeros=self.zeros, atoms=s.atoms, removed=s.removed[-1:], meta=dict(s.meta)
-        )  # the probes to come will be as deep as this one, not as the first
-        return sum(parts) <= 1 or (aim.parts(alone)[0] <= stopping.SHARE and settled)
+        return sum(parts) <= 1 or (aim.parts(self._last(s))[0] <= stopping.SHARE and settled)
+
+    def _last(self, s: Spectrum) -> Spectrum:
+        """That of its last probe alone: those to come will be as deep as this one, not as the first."""
+        return Spectrum.from_records(
+            s.records[-1:], self.dim, zeros=self.zeros, atoms=s.atoms, removed=s.removed[-1:], meta=dict(s.meta)
+        )
 
     def _preview(self, record: LanczosRecord) -> Spectrum:
         """The spectrum if this probe ended here; of the first, what has converged is taken for atoms."""
