@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import spectral
 from spectral.app import configuration
+from spectral.app.settings import trust_of
 from spectral.experiments import own, pretrained
 from spectral.experiments.datasets import Problem
 from spectral.experiments.weights import load_weights, weights_of
@@ -107,6 +109,44 @@ def test_a_trusted_file_imports_what_is_listed_and_nothing_else_beside_it(tmp_pa
     alone = trusted([str(tmp_path / "net.py")])
     with pytest.raises(ValueError, match=r"own_parts\.py is imported and not trusted; add it to trust"):
         made(tmp_path / "net.py", alone)
+
+
+PARTS = {"__init__": "", "inner/__init__": "from .sizes import width\n", "inner/sizes": "width = 7\n"}
+
+
+@pytest.mark.parametrize("way", ["files", "folder", "no __init__"])
+def test_packages_are_imported_if_all_that_runs_of_them_is_listed(tmp_path, monkeypatch, way):
+    """A package beside a trusted file ran unlisted where it lay on sys.path, and could not be had where it did not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_parts" / "inner").mkdir(parents=True)
+    trust = write(tmp_path, net="from own_parts.inner import width\n" + NET.replace("=5", "=width"))
+    files = write(tmp_path / "own_parts", **(PARTS if way != "no __init__" else dict(list(PARTS.items())[1:])))
+    for file in files if way != "folder" else ():
+        monkeypatch.syspath_prepend(str(tmp_path))
+        with pytest.raises(ValueError, match=r"own_parts.*\.py is imported and not trusted; add it to trust"):
+            made(tmp_path / "net.py", {k: v for k, v in {**trust, **files}.items() if k != file})
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"own_parts.* is imported and not trusted; add it to trust"):
+        made(tmp_path / "net.py", trust)
+    listed = ["net.py", "own_parts"] if way == "folder" else ["net.py", *files]
+    config = {"model": {}, "data": {}, "trust": listed}
+    assert made(Path("net.py"), trust_of({**config, "files": own.read_by(config)}))[0].out_features == 7
+    assert not any(name.startswith("own_parts") for name in sys.modules)
+
+
+def test_what_is_imported_later_is_what_is_listed_too(tmp_path, monkeypatch):
+    """An import inside of forward ran whatever lay where the command was started, or found nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    late = NET + "\nclass Net(nn.Linear):\n    def forward(self, x):\n        import own_late\n        return x\n"
+    trust = write(tmp_path, net=late, own_late="")
+    alone = {file: sha for file, sha in trust.items() if "own_late" not in file}
+    for given, said in ((trust, ""), (alone, r"own_late\.py is imported and not trusted")):
+        model = own.model(None, "net.py:Net", options={"in_features": 1, "out_features": 1}, trust=given)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext(), own.told(given):
+            model(torch.ones(1))
+    assert "own_late" not in sys.modules
 
 
 FAILURES = {
