@@ -479,9 +479,70 @@ def test_the_loss_and_the_options_may_be_ones_own(here, monkeypatch):  # noqa: F
     np.testing.assert_allclose(np.sort(found), 2 * np.sort(spectral.exact(H).atoms.values), atol=1e-12)
 
 
+PAIR = """
+
+class Pair(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+
+    def forward(self, x, scale):
+        return super().forward(x) * scale, scale
+
+def called(model, batch):
+    return model(batch[0], 2)[0]
+"""
+SPLITS = """
+
+def loaders():
+    data = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*make())))
+    return {name: torch.utils.data.DataLoader(data, 5, shuffle=True) for name in ("train", "test")}
+
+def lists():
+    return {"train": make(), "test": make()}
+
+def tuples():
+    return loaders()["train"], loaders()["test"]
+"""
+
+
+@pytest.mark.parametrize("data", ["loaders", "lists"])
+def test_the_forward_pass_may_be_ones_own(here, monkeypatch, data):  # noqa: F811
+    """What messages advise (forward=) can be said to the command; the test accuracy is that of its outputs, of any batches."""
+    write(here, net=NET + PAIR, batches=BATCHES + SPLITS)
+    call(
+        monkeypatch, "model=file", "model.path=net.py:Pair", "data=file", f"data.path=batches.py:{data}", "operator=hessian",
+        "operator.forward=net.py:called", "estimator=exact", "output=numbers", "trust=[net.py,batches.py]",
+    )  # fmt: skip
+    trust = trusted(["net.py", "batches.py"])
+    model, given = own.model(None, "net.py:Pair", trust=trust).double(), own.data("batches.py:lists", trust=trust)  # type: ignore[arg-type]
+    x, y = given.x_test.double(), given.y_test
+    H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)], forward=lambda model, batch: model(batch[0], 2)[0])
+    (path,) = results(here)
+    found = Spectrum.load(path.parent / "spectra" / "spectrum.npz").atoms.values
+    np.testing.assert_allclose(np.sort(found), np.sort(spectral.exact(H).atoms.values), atol=1e-12)
+    right = (model(x, 2)[0].argmax(1) == y).double().mean().item()
+    assert json.loads(path.read_text())["cells"][0]["test_accuracy"] == pytest.approx(right)
+
+
+def test_what_is_no_logits_has_no_accuracy_and_stops_nothing(here, monkeypatch):  # noqa: F811
+    """A network that returns (logits, state) ended in the words of the cross entropy, after which no loss of one's own helped."""
+    loss = "\ndef first(output, batch):\n    return nn.functional.cross_entropy(output[0], batch[1])\n"
+    net = NET + PAIR.replace("x, scale)", "x, scale=2)") + loss
+    write(here, net=net, batches=BATCHES + SPLITS)
+    call(
+        monkeypatch, "model=file", "model.path=net.py:Pair", "data=file", "data.path=batches.py:lists", "operator=hessian",
+        "operator.loss=net.py:first", "estimator=exact", "output=numbers", "trust=[net.py,batches.py]",
+    )  # fmt: skip
+    (path,) = results(here)
+    assert json.loads(path.read_text())["cells"][0]["test_accuracy"] is None
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [
+        (["data.path=batches.py:tuples"], "data is a tuple that holds a DataLoader, but its entries must be batches; pass one."),
+        (["data.path=batches.py:tuples"], 'such as a list of (x, y), or splits of them {"train": ..., "test": ...}'),
+        (["operator.forward=other.py:f"], "add 'trust=[net.py,batches.py,other.py]'"),
         (["operator.los=net.py:twice"], "There is no operator.los (did you mean loss?); operator has split, samples, loss"),
         (
             ["model.path=net.py:Broken", "model.checkpoint=null"],
@@ -492,6 +553,7 @@ def test_the_loss_and_the_options_may_be_ones_own(here, monkeypatch):  # noqa: F
 def test_a_slip_about_ones_own_code_is_one_sentence(here, monkeypatch, capsys, settings, said):  # noqa: F811
     command = prepare(here)
     (here / "net.py").write_text(NET + OWN_LOSS)
+    (here / "batches.py").write_text(BATCHES + SPLITS)
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, *command, "trust=[net.py,batches.py]", *settings)
     shown = capsys.readouterr().err

@@ -107,9 +107,9 @@ def call(setting: str, path: str, options: Mapping[str, Any] | None, trust: Trus
         return make(*given.args, **given.kwargs)
 
 
-def loss(path: str, trust: Trust, seed: int) -> Any:
-    """The loss `path` (FILE.py:FUNCTION), itself a function of (output, batch); of a class what it makes, such as a module."""
-    with _under("operator.loss", path, trust, seed) as given:
+def function(setting: str, path: str, trust: Trust, seed: int) -> Any:
+    """The function `path` (FILE.py:FUNCTION) itself, such as a loss of (output, batch); of a class what it makes, a module."""
+    with _under(setting, path, trust, seed) as given:
         return given() if inspect.isclass(given) else given
 
 
@@ -372,9 +372,9 @@ def data(
     splits = made if split else {"train": made}
     for batches in splits.values():
         _check_batches(batches, path)
-    pairs = {name: _pairs(batches) for name, batches in splits.items()}
+    found = {name: pairs(batches) for name, batches in splits.items()}
     nothing, name = (torch.zeros(0), torch.zeros(0, dtype=torch.int64)), path
-    if any(found is None for found in pairs.values()):
+    if None in found.values():
         if whole:
             raise ValueError(
                 f"{path} returned a {type(splits['train']).__name__} that is no list of pairs (x, y) of tensors of one shape, "
@@ -382,8 +382,8 @@ def data(
                 "training=none."
             )
         return Stream(name, *nothing, *nothing, 0, (), given=splits)
-    x, y = pairs["train"] or nothing
-    x_test, y_test = pairs.get("test") or nothing
+    x, y = found["train"] or nothing
+    x_test, y_test = found.get("test") or nothing
     if whole and y.is_floating_point():
         raise ValueError(
             f"The labels of {path} are no whole numbers, and training here is of classes; take training=none."
@@ -402,12 +402,14 @@ def _check_batches(batches: Any, path: str) -> None:
         first = next(iter(batches), None)
         set_random_state(batches, state)
     except TypeError as problem:
-        raise ValueError(f"{path} must return batches, such as a list of (x, y): {problem}") from problem
+        raise ValueError(
+            f'{path} must return batches, such as a list of (x, y), or splits of them {{"train": ..., "test": ...}}: {problem}'
+        ) from problem
     if first is None:
         raise ValueError(f"{path} returned no batches; return at least one, such as [(x, y)].")
 
 
-def _pairs(batches: Any) -> tuple[Tensor, Tensor] | None:
+def pairs(batches: Any) -> tuple[Tensor, Tensor] | None:
     """(x, y) of a list of pairs of arrays of one shape, labels as int64 or as they are; None for other batches."""
     if not isinstance(batches, Sequence):
         return None
