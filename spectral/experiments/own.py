@@ -378,8 +378,8 @@ def data(
         if whole:
             raise ValueError(
                 f"{path} returned a {type(splits['train']).__name__} that is no list of pairs (x, y) of tensors of one shape, "
-                "and a training or an experiment needs all samples at hand; return such a list (list(loader)), or take "
-                "training=none."
+                "and a training or an experiment needs all samples at hand; return such a list (list(loader)), or "
+                "name no experiment and take training=none."
             )
         return Stream(name, *nothing, *nothing, 0, (), given=splits)
     x, y = found["train"] or nothing
