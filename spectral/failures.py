@@ -35,8 +35,11 @@ def first_line(failure: BaseException) -> str:
 
     >>> first_line(ValueError("no such shape\\n  at line 3")), first_line(KeyError())
     ('no such shape', 'KeyError')
+    >>> first_line(KeyError("image"))
+    "KeyError 'image'"
     """
-    line = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    line = (str(failure).strip().splitlines() or [""])[0]
+    line = f"{type(failure).__name__} {line}".strip() if isinstance(failure, KeyError) or not line else line
     return OPERATOR.sub(
         r"torch.func does not differentiate the operator \1; write its branches or its loop in Python", line
     )

@@ -476,9 +476,10 @@ class Watcher:
 
     def __str__(self) -> str:
         share = 100 * self.watched / self.trained if self.trained > 0 else 0.0
+        step = max([self._step, 0, *(reading.step for reading in self.readings[-1:])])
         part = f" ({share:{'.2g' if share < 10 else ',.0f'}} % of training)" if share else ""
         return (
-            f"{len(self.readings)} readings by step {max(self._step, 0)}, {len(self.skipped)} skipped; watching took "
+            f"{len(self.readings)} readings by step {step}, {len(self.skipped)} skipped; watching took "
             f"{self.watched:.3g} s, training {self.trained:.3g} s{part}"
         )
 

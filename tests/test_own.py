@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import spectral
 from spectral.app import configuration
+from spectral.app.settings import trust_of
 from spectral.experiments import own, pretrained
 from spectral.experiments.datasets import Problem
 from spectral.experiments.weights import load_weights, weights_of
@@ -107,6 +109,44 @@ def test_a_trusted_file_imports_what_is_listed_and_nothing_else_beside_it(tmp_pa
     alone = trusted([str(tmp_path / "net.py")])
     with pytest.raises(ValueError, match=r"own_parts\.py is imported and not trusted; add it to trust"):
         made(tmp_path / "net.py", alone)
+
+
+PARTS = {"__init__": "", "inner/__init__": "from .sizes import width\n", "inner/sizes": "width = 7\n"}
+
+
+@pytest.mark.parametrize("way", ["files", "folder", "no __init__"])
+def test_packages_are_imported_if_all_that_runs_of_them_is_listed(tmp_path, monkeypatch, way):
+    """A package beside a trusted file ran unlisted where it lay on sys.path, and could not be had where it did not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_parts" / "inner").mkdir(parents=True)
+    trust = write(tmp_path, net="from own_parts.inner import width\n" + NET.replace("=5", "=width"))
+    files = write(tmp_path / "own_parts", **(PARTS if way != "no __init__" else dict(list(PARTS.items())[1:])))
+    for file in files if way != "folder" else ():
+        monkeypatch.syspath_prepend(str(tmp_path))
+        with pytest.raises(ValueError, match=r"own_parts.*\.py is imported and not trusted; add it to trust"):
+            made(tmp_path / "net.py", {k: v for k, v in {**trust, **files}.items() if k != file})
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"own_parts.* is imported and not trusted; add it to trust"):
+        made(tmp_path / "net.py", trust)
+    listed = ["net.py", "own_parts"] if way == "folder" else ["net.py", *files]
+    config = {"model": {}, "data": {}, "trust": listed}
+    assert made(Path("net.py"), trust_of({**config, "files": own.read_by(config)}))[0].out_features == 7
+    assert not any(name.startswith("own_parts") for name in sys.modules)
+
+
+def test_what_is_imported_later_is_what_is_listed_too(tmp_path, monkeypatch):
+    """An import inside of forward ran whatever lay where the command was started, or found nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    late = NET + "\nclass Net(nn.Linear):\n    def forward(self, x):\n        import own_late\n        return x\n"
+    trust = write(tmp_path, net=late, own_late="")
+    alone = {file: sha for file, sha in trust.items() if "own_late" not in file}
+    for given, said in ((trust, ""), (alone, r"own_late\.py is imported and not trusted")):
+        model = own.model(None, "net.py:Net", options={"in_features": 1, "out_features": 1}, trust=given)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext(), own.told(given):
+            model(torch.ones(1))
+    assert "own_late" not in sys.modules
 
 
 FAILURES = {
@@ -439,9 +479,70 @@ def test_the_loss_and_the_options_may_be_ones_own(here, monkeypatch):  # noqa: F
     np.testing.assert_allclose(np.sort(found), 2 * np.sort(spectral.exact(H).atoms.values), atol=1e-12)
 
 
+PAIR = """
+
+class Pair(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+
+    def forward(self, x, scale):
+        return super().forward(x) * scale, scale
+
+def called(model, batch):
+    return model(batch[0], 2)[0]
+"""
+SPLITS = """
+
+def loaders():
+    data = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*make())))
+    return {name: torch.utils.data.DataLoader(data, 5, shuffle=True) for name in ("train", "test")}
+
+def lists():
+    return {"train": make(), "test": make()}
+
+def tuples():
+    return loaders()["train"], loaders()["test"]
+"""
+
+
+@pytest.mark.parametrize("data", ["loaders", "lists"])
+def test_the_forward_pass_may_be_ones_own(here, monkeypatch, data):  # noqa: F811
+    """What messages advise (forward=) can be said to the command; the test accuracy is that of its outputs, of any batches."""
+    write(here, net=NET + PAIR, batches=BATCHES + SPLITS)
+    call(
+        monkeypatch, "model=file", "model.path=net.py:Pair", "data=file", f"data.path=batches.py:{data}", "operator=hessian",
+        "operator.forward=net.py:called", "estimator=exact", "output=numbers", "trust=[net.py,batches.py]",
+    )  # fmt: skip
+    trust = trusted(["net.py", "batches.py"])
+    model, given = own.model(None, "net.py:Pair", trust=trust).double(), own.data("batches.py:lists", trust=trust)  # type: ignore[arg-type]
+    x, y = given.x_test.double(), given.y_test
+    H = spectral.Hessian(model, nn.CrossEntropyLoss(), [(x, y)], forward=lambda model, batch: model(batch[0], 2)[0])
+    (path,) = results(here)
+    found = Spectrum.load(path.parent / "spectra" / "spectrum.npz").atoms.values
+    np.testing.assert_allclose(np.sort(found), np.sort(spectral.exact(H).atoms.values), atol=1e-12)
+    right = (model(x, 2)[0].argmax(1) == y).double().mean().item()
+    assert json.loads(path.read_text())["cells"][0]["test_accuracy"] == pytest.approx(right)
+
+
+def test_what_is_no_logits_has_no_accuracy_and_stops_nothing(here, monkeypatch):  # noqa: F811
+    """A network that returns (logits, state) ended in the words of the cross entropy, after which no loss of one's own helped."""
+    loss = "\ndef first(output, batch):\n    return nn.functional.cross_entropy(output[0], batch[1])\n"
+    net = NET + PAIR.replace("x, scale)", "x, scale=2)") + loss
+    write(here, net=net, batches=BATCHES + SPLITS)
+    call(
+        monkeypatch, "model=file", "model.path=net.py:Pair", "data=file", "data.path=batches.py:lists", "operator=hessian",
+        "operator.loss=net.py:first", "estimator=exact", "output=numbers", "trust=[net.py,batches.py]",
+    )  # fmt: skip
+    (path,) = results(here)
+    assert json.loads(path.read_text())["cells"][0]["test_accuracy"] is None
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [
+        (["data.path=batches.py:tuples"], "data is a tuple that holds a DataLoader, but its entries must be batches; pass one."),
+        (["data.path=batches.py:tuples"], 'such as a list of (x, y), or splits of them {"train": ..., "test": ...}'),
+        (["operator.forward=other.py:f"], "add 'trust=[net.py,batches.py,other.py]'"),
         (["operator.los=net.py:twice"], "There is no operator.los (did you mean loss?); operator has split, samples, loss"),
         (
             ["model.path=net.py:Broken", "model.checkpoint=null"],
@@ -452,6 +553,7 @@ def test_the_loss_and_the_options_may_be_ones_own(here, monkeypatch):  # noqa: F
 def test_a_slip_about_ones_own_code_is_one_sentence(here, monkeypatch, capsys, settings, said):  # noqa: F811
     command = prepare(here)
     (here / "net.py").write_text(NET + OWN_LOSS)
+    (here / "batches.py").write_text(BATCHES + SPLITS)
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, *command, "trust=[net.py,batches.py]", *settings)
     shown = capsys.readouterr().err

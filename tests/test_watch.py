@@ -514,6 +514,13 @@ def test_a_lightning_trainer_calls_it_after_each_step_and_its_loggers_take_the_n
     assert "trace/trace" in (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
 
 
+def test_a_watcher_of_a_history_says_how_far_it_goes(tmp_path):
+    options = {"every": 10, "share": None, "what": ("trace",), "folder": tmp_path}
+    watcher = Watcher(lambda: np.eye(2), **options)
+    watcher(0), watcher(50)
+    assert str(Watcher(lambda: np.eye(2), **options)).startswith("2 readings by step 50, 0 skipped")
+
+
 def test_what_was_still_waiting_at_the_end_is_recorded():
     watcher = Watcher(lambda: np.eye(2), every=1, what=("trace",))
     watcher(0)

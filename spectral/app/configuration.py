@@ -140,6 +140,7 @@ OPTIONS: dict[str, Rule] = {  # of operators, by their names
     "split": Text("train", "test"),
     "samples": maybe(SIZE),
     "loss": LOSS,
+    "forward": PLACE,
     "of": Text("logits", "probs", "loss"),
     "wrt": Text(pattern=r"params|inputs|module:.+", said="params, inputs or module:NAME"),
     "layout": Text("stacked", "flattened", *LAYOUTS),
@@ -168,7 +169,7 @@ LAWS = (  # of a Jacobian
 
 
 def _operator(target: Any) -> Fields:
-    names = [name for name in _keywords(target, ("forward",)) if name not in ("model", "data")]
+    names = [name for name in _keywords(target) if name not in ("model", "data")]
     known = {name: OPTIONS.get(name, Plain()) for name in (*names, "split", "samples", "loss")}
     jacobian = target is spectral.Jacobian
     must = {name: OPTIONS[name] for name in ("split", "samples", *(() if jacobian else ("loss",)))}
@@ -289,7 +290,7 @@ def of_all(problem: Mismatch) -> str:
 def _check_trust(config: Mapping[str, Any]) -> None:
     """Raise for Python of one's own that is not listed."""
     paths = {f"{setting}.path": config[setting].get("path") for setting in ("model", "data")}
-    paths["operator.loss"] = config["operator"].get("loss")
+    paths |= {f"operator.{name}": config["operator"].get(name) for name in ("loss", "forward")}
     files = {setting: found[0] for setting, path in paths.items() if (found := own.place(path))}
     for setting, file in files.items():
         if not own.is_trusted(file, config.get("trust", ())):

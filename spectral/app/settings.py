@@ -79,7 +79,8 @@ def settings_of(config: Mapping[str, Any], where: str, **more: Any) -> Settings:
 
 def trust_of(config: Mapping[str, Any]) -> dict[str, str]:
     """The files that may run, with their digests."""
-    return {str(Path(file).resolve()): config["files"][file] for file in config.get("trust", ())}
+    files, trust = config.get("files", {}), config.get("trust", ())
+    return {str(Path(file).resolve()): sha for file, sha in files.items() if own.is_trusted(file, trust)}
 
 
 def _model(config: Mapping[str, Any]) -> Any:

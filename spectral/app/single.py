@@ -33,6 +33,8 @@ from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.models import GIVEN
 from spectral.experiments.study import Part
 from spectral.experiments.training import evaluate, few_threads
+from spectral.networks.batches import random_state, set_random_state
+from spectral.networks.calling import default_forward
 from spectral.operators.operator import Gram, Operator
 from spectral.pages import Numbers, Report, Subject, build
 from spectral.pages.tables import opening
@@ -93,14 +95,19 @@ class Task:
         options, model = arguments(node), model.to(self.settings.dtype)
         if "product_dtype" in options:
             options["product_dtype"] = getattr(torch, options["product_dtype"])
-        if isinstance(node.get("loss"), str):
-            options["loss"] = own.loss(node["loss"], trust_of(self.config), self.config["seed"])
-        elif target is not spectral.Jacobian and node["loss"] is None:
+        options |= {name: self.function(name) for name in ("loss", "forward") if self.function(name) is not None}
+        if target is not spectral.Jacobian and node["loss"] is None:
             options["loss"] = None  # the model's own
         data, y = self.data(node["split"], node["samples"])
         with self.apart():
             alone = distributed.world_size() == 1
             return target(model=model, data=data if alone else distributed.share(list(data)), **options), y
+
+    def function(self, name: str) -> Any:
+        """A function of a trusted file that the operator is given under this name, None without one."""
+        path = self.config["operator"].get(name)
+        here = f"operator.{name}", path, trust_of(self.config), self.config["seed"]
+        return own.function(*here) if isinstance(path, str) else None
 
     def data(self, split: str, samples: int | None) -> tuple[Any, torch.Tensor]:
         """The first samples (None: all) in batches, and their labels; a scalar where these are not at hand."""
@@ -144,7 +151,7 @@ def single(config: dict[str, Any], folder: Path, store: RunStore, where: str) ->
     model, snapshot = network(cell, settings, task.problem, store)
     trained, weights = None if snapshot is None else snapshot.trained, own.loaded(model)
     title = names_of(config, "operator", "model", "data", between=" · ") or config["operator"]["_target_"]
-    subject = Subject(title, name, seed, trained, _test_accuracy(model, task.problem))
+    subject = Subject(title, name, seed, trained, _test_accuracy(task, model))
     make = _numbers if locate(config["estimator"]["_target_"]) in NUMBERS else _spectrum
     report, said, cost = make(task, model, subject, folder)
     cost |= {"seconds": time.perf_counter() - started, "training_epochs": 0 if trained is None else trained.epochs}
@@ -154,13 +161,23 @@ def single(config: dict[str, Any], folder: Path, store: RunStore, where: str) ->
     return replace(report, cost=cost, facts=facts), {**said, "cells": cells}
 
 
-def _test_accuracy(model: nn.Module, problem: Problem) -> float:
-    """The network's on the test samples; nan without any, and for labels that are no classes."""
-    x, y = problem.x_test, problem.y_test
-    if not len(x) or y.is_floating_point():
-        return math.nan
-    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    return evaluate(model, in_dtype(x, dtypes[0]) if dtypes else x, y)[1]
+def _test_accuracy(task: Task, model: nn.Module) -> float:
+    """The network's on the test samples (x, class); nan without any, and for outputs that are no logits of them."""
+    problem, right, count = task.problem, 0.0, 0
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if isinstance(problem, own.Stream):
+        data = problem.batches("test", None, dtype) if "test" in problem.given else []
+    else:
+        data = [(in_dtype(problem.x_test, dtype), problem.y_test)] if len(problem.x_test) else []
+    forward, state = task.function("forward") or default_forward, random_state(data)
+    for batch in data:
+        x, y = own.pairs([batch]) or (torch.zeros(0), torch.zeros(0))
+        if y.is_floating_point():
+            return math.nan
+        right += evaluate(model, x, y, forward=forward)[1] * y.numel()
+        count += y.numel()
+    set_random_state(data, state)
+    return right / count if count else math.nan
 
 
 def _spectrum(task: Task, model: nn.Module, subject: Subject, folder: Path) -> Made:

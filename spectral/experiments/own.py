@@ -2,6 +2,7 @@
 
 A file runs only where a person has listed it: `trusted` hashes what is listed, and those very bytes are run, never a cached
 compilation of them. A trusted file may import others that are listed, by their names; an unlisted one beside it is refused.
+A folder that is listed means all Python in it.
 Weights are tensors alone: safetensors, of which one tensor at a time is in memory, or torch's own files with `weights_only`.
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import inspect
+import itertools
+import os
 import random
 import re
 import sys
@@ -55,8 +58,9 @@ def place(text: object) -> tuple[str, str] | None:
 
 
 def is_trusted(file: str, trust: Iterable[str]) -> bool:
-    """Whether a file is one of those that are listed, whatever links and .. lie on the way."""
-    return Path(file).resolve() in {Path(item).resolve() for item in trust}
+    """Whether a file is listed, or Python of a folder that is, whatever links and .. lie on the way."""
+    found, listed = Path(file).resolve(), [Path(item).resolve() for item in trust]
+    return found in listed or (found.suffix == ".py" and any(folder in listed for folder in found.parents))
 
 
 def digest(path: str | Path) -> str:
@@ -78,7 +82,9 @@ def read_by(config: Mapping[str, Any]) -> dict[str, str]:
     model, data = config["model"], config["data"]
     named = [model.get("checkpoint"), model.get("name"), data.get("path"), data.get("tokens")]
     there = [name for name in named if isinstance(name, str) and place(name) is None and Path(name).exists()]
-    there = [*config.get("trust", ()), *there]
+    listed = [Path(item) for item in config.get("trust", ())]
+    python = [sorted(item.rglob("*.py")) if item.is_dir() else [item] for item in listed]
+    there = [*map(str, itertools.chain(*python)), *there]
     whole = {name: Path(name).parent if name.endswith(".index.json") else name for name in there}  # with its shards
     return {name: digest(where) for name, where in whole.items()}
 
@@ -101,9 +107,9 @@ def call(setting: str, path: str, options: Mapping[str, Any] | None, trust: Trus
         return make(*given.args, **given.kwargs)
 
 
-def loss(path: str, trust: Trust, seed: int) -> Any:
-    """The loss `path` (FILE.py:FUNCTION), itself a function of (output, batch); of a class what it makes, such as a module."""
-    with _under("operator.loss", path, trust, seed) as given:
+def function(setting: str, path: str, trust: Trust, seed: int) -> Any:
+    """The function `path` (FILE.py:FUNCTION) itself, such as a loss of (output, batch); of a class what it makes, a module."""
+    with _under(setting, path, trust, seed) as given:
         return given() if inspect.isclass(given) else given
 
 
@@ -119,7 +125,7 @@ def _under(setting: str, path: str, trust: Trust, seed: int) -> Iterator[Any]:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (what a user's own code draws from)
         torch.manual_seed(seed)
-        with _importable(trust), told(trust, file):
+        with told(trust, file):
             module = ModuleType(f"own_{source.stem}_{trust[str(source)][:8]}")
             sys.modules[module.__name__] = module  # dataclasses and pickles look for it
             _run(module, source, trust)
@@ -148,28 +154,42 @@ def _run(module: ModuleType, source: Path, trust: Trust) -> None:
 
 
 class _Trusted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports of trusted files by their names; files that lie beside them and are not listed are refused."""
+    """Imports of trusted files, those of packages too; what lies beside them, or where we are, and is not listed is refused."""
 
     def __init__(self, trust: Trust) -> None:
-        self.trust, self.files = trust, [Path(file) for file in trust]
-        self.made: list[str] = []
+        self.trust, self.made, self.folders = trust, list[str](), {Path.cwd()}
+        for folder in [Path(file).parent for file in trust]:
+            packages = itertools.takewhile(lambda f: (f / "__init__.py").is_file(), [folder, *folder.parents])
+            self.folders |= {folder, *(package.parent for package in packages)}
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if path is not None:
+        if fullname.partition(".")[0] == PACKAGE.name:
             return None
-        listed = [file for file in self.files if file.stem == fullname]
+        places = [folder.joinpath(*fullname.split(".")) for folder in self.folders]
+        files = [place / "__init__.py" for place in places]
+        files += [place.with_name(place.name + end) for place in places for end in importlib.machinery.all_suffixes()]
+        beside = {str(file.resolve()): file for file in files if file.is_file()}
+        listed = [file for file in beside if file in self.trust]
         if len(listed) > 1:
             raise Refused(
                 f"{fullname} is imported, and both {listed[0]} and {listed[1]} are trusted; rename one of them."
             )
-        if listed:
-            return importlib.util.spec_from_loader(fullname, self, origin=str(listed[0]))
-        if any((file.parent / f"{fullname}.py").is_file() for file in self.files):
-            raise Refused(f"{fullname}.py is imported and not trusted; add it to trust=[...].")
-        return None
+        inside = [str(place) for place in places if any(Path(file).is_relative_to(place) for file in self.trust)]
+        there = [*beside.values(), *(place for place in places if place.is_dir())]
+        if not listed and (beside or not inside):
+            installed = None if beside else importlib.machinery.PathFinder.find_spec(fullname, path)
+            if not there or (installed and installed.loader):
+                return None
+            name = os.path.relpath(there[0]) if there[0].is_relative_to(Path.cwd()) else there[0]
+            raise Refused(f"{name} is imported and not trusted; add it to trust=[...], or the folder that it is in.")
+        # a folder without __init__.py has no code of its own
+        spec = importlib.machinery.ModuleSpec(fullname, self if listed else None, origin=next(iter(listed), None))
+        if not listed or Path(listed[0]).name == "__init__.py":
+            spec.submodule_search_locations = [str(Path(listed[0]).parent)] if listed else inside
+        self.made.append(fullname)
+        return spec
 
     def exec_module(self, module: ModuleType) -> None:
-        self.made.append(module.__name__)
         _run(module, Path(str(getattr(module.__spec__, "origin", ""))), self.trust)
 
 
@@ -187,9 +207,13 @@ def _importable(trust: Trust) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told(trust: Trust, file: str = "") -> Iterator[None]:
-    """What a user's code raises, as a sentence that says where in it; `file` is what to say where no line of it ran."""
+    """A user's code may run, and import what it may; what it raises is a sentence that says where in it.
+
+    `file` is what to say where no line of it ran.
+    """
     try:
-        yield
+        with _importable(trust) if trust else contextlib.nullcontext():
+            yield
     except Refused:
         raise
     except (Exception, SystemExit) as problem:
@@ -348,18 +372,18 @@ def data(
     splits = made if split else {"train": made}
     for batches in splits.values():
         _check_batches(batches, path)
-    pairs = {name: _pairs(batches) for name, batches in splits.items()}
+    found = {name: pairs(batches) for name, batches in splits.items()}
     nothing, name = (torch.zeros(0), torch.zeros(0, dtype=torch.int64)), path
-    if any(found is None for found in pairs.values()):
+    if None in found.values():
         if whole:
             raise ValueError(
                 f"{path} returned a {type(splits['train']).__name__} that is no list of pairs (x, y) of tensors of one shape, "
-                "and a training or an experiment needs all samples at hand; return such a list (list(loader)), or take "
-                "training=none."
+                "and a training or an experiment needs all samples at hand; return such a list (list(loader)), or "
+                "name no experiment and take training=none."
             )
         return Stream(name, *nothing, *nothing, 0, (), given=splits)
-    x, y = pairs["train"] or nothing
-    x_test, y_test = pairs.get("test") or nothing
+    x, y = found["train"] or nothing
+    x_test, y_test = found.get("test") or nothing
     if whole and y.is_floating_point():
         raise ValueError(
             f"The labels of {path} are no whole numbers, and training here is of classes; take training=none."
@@ -378,12 +402,14 @@ def _check_batches(batches: Any, path: str) -> None:
         first = next(iter(batches), None)
         set_random_state(batches, state)
     except TypeError as problem:
-        raise ValueError(f"{path} must return batches, such as a list of (x, y): {problem}") from problem
+        raise ValueError(
+            f'{path} must return batches, such as a list of (x, y), or splits of them {{"train": ..., "test": ...}}: {problem}'
+        ) from problem
     if first is None:
         raise ValueError(f"{path} returned no batches; return at least one, such as [(x, y)].")
 
 
-def _pairs(batches: Any) -> tuple[Tensor, Tensor] | None:
+def pairs(batches: Any) -> tuple[Tensor, Tensor] | None:
     """(x, y) of a list of pairs of arrays of one shape, labels as int64 or as they are; None for other batches."""
     if not isinstance(batches, Sequence):
         return None

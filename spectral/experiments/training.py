@@ -125,8 +125,17 @@ def train(
     )
 
 
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1024) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    batch_size: int = 1024,
+    forward: Callable[[nn.Module, Any], Any] = lambda model, batch: model(batch[0]),
+) -> tuple[float, float]:
     """The mean cross-entropy (nats) and the accuracy over all targets of (x, y), in eval mode; the model's mode is as before.
+
+    Both are nan where `forward`(model, (x, y)) is no logits of these classes.
 
     Cost: one forward pass. How the samples are cut into batches changes nothing beyond round-off.
     """
@@ -134,7 +143,13 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1024) 
     with torch.no_grad(), _keeping_modes(model):
         model.eval()
         for start in range(0, len(x), batch_size):
-            logits, target = model(x[start : start + batch_size]), y[start : start + batch_size]
+            target = y[start : start + batch_size]
+            logits = forward(model, (x[start : start + batch_size], target))
+            logits = getattr(logits, "logits", logits)
+            if not isinstance(logits, Tensor) or logits.shape[:1] + logits.shape[2:] != target.shape:
+                return math.nan, math.nan
+            if int(target.max()) >= logits.shape[1]:
+                return math.nan, math.nan
             total += float(F.cross_entropy(logits, target, reduction="sum"))
             correct += int((logits.argmax(dim=1) == target).sum())
     return total / y.numel(), correct / y.numel()

@@ -98,13 +98,14 @@ def _of_torch(path: Path) -> tuple[Mapping[str, Tensor], str]:
             f"{path} holds more than tensors, or is no file of torch, and unpickling it would run what it says; save "
             "model.state_dict(), or safetensors."
         ) from problem
-    under = ""
+    under, given = "", held
     if isinstance(held, Mapping) and not _is_state(held):
         under = next((key for key in STATES if _is_state(held.get(key))), "")
         held = held.get(under)
     if not _is_state(held):
+        keys = f"; it has {', '.join(map(str, list(given)[:8]))}" if isinstance(given, Mapping) else ""
         raise ValueError(
-            f"{path} holds no state dict, neither itself nor under {', '.join(STATES)}; save model.state_dict()."
+            f"{path} holds no state dict, neither itself nor under {', '.join(STATES)}{keys}; save model.state_dict()."
         )
     return held, under
 

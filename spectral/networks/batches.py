@@ -29,6 +29,11 @@ TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
 # What data may be ----------------------------------------------------------------------------------------------------
 def check_data(data: Any) -> None:
     """One clear sentence where `data` is not a re-iterable of batches."""
+    if isinstance(data, list | tuple) and any(isinstance(part, DataLoader | Dataset) for part in data):
+        raise TypeError(
+            f"data is a {type(data).__name__} that holds a {type(next(iter(data))).__name__}, but its entries must be batches; "
+            "pass one."
+        )
     if isinstance(data, torch.Tensor | np.ndarray | np.generic | Mapping | str | bytes):
         raise TypeError(
             f"data is one {type(data).__name__}, but it must be an iterable of batches; pass a list of batches, [data] for one."

@@ -29,7 +29,7 @@ TEXTS = prose(__file__)
 KINDS, CONDITIONS, NAMES = TEXTS["kinds"], TEXTS["conditions"], TEXTS["metrics"]
 COMPUTED, QUESTIONS, FACTS = TEXTS["products"], TEXTS["questions"], TEXTS["facts"]
 SHOWN = 12  # samples at each end
-NO_ACCURACY = "no test accuracy: the data have no test samples (x, class)"
+NO_ACCURACY = "no test accuracy: the data have no test samples (x, class) of which this network gives logits"
 
 
 def labels_for(matrices: Sequence[str], conditions: Mapping[str, str] | None = None) -> dict[str, str]:
