@@ -306,7 +306,9 @@ def label_alignment(
     ValueError
         Where y does not fit J or vanishes, and for another method.
 
-    References ---------- Oymak, Fabian, Li and Soltanolkotabi (2019), Generalization guarantees for neural networks via
+    References
+    ----------
+    Oymak, Fabian, Li and Soltanolkotabi (2019), Generalization guarantees for neural networks via
     harnessing the low-rank structure of the Jacobian. Cristianini, Shawe-Taylor, Elisseeff and Kandola (2001), On kernel-target
     alignment.
 

@@ -306,7 +306,9 @@ def cohens_d(xs: ArrayLike, ys: ArrayLike, *, confidence: float = 0.95, hedges: 
     ValueError
         For a group of fewer than two, values that are not finite, or confidence outside (0, 1).
 
-    References ---------- Cohen (1988), Statistical power analysis. Hedges (1981), Distribution theory for Glass's estimator of
+    References
+    ----------
+    Cohen (1988), Statistical power analysis. Hedges (1981), Distribution theory for Glass's estimator of
     effect size. Cumming and Finch (2001), A primer on confidence intervals, for the interval.
 
     Examples

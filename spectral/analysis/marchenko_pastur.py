@@ -320,7 +320,9 @@ def marchenko_pastur(spectrum: Spectrum, *, ratio: float | None = None) -> March
     ValueError
         For a ratio that is no number > 0, and for eigenvalues whose squares float64 does not hold.
 
-    References ---------- Marchenko and Pastur (1967), Distribution of eigenvalues for some sets of random matrices. Johnstone
+    References
+    ----------
+    Marchenko and Pastur (1967), Distribution of eigenvalues for some sets of random matrices. Johnstone
     (2001), On the distribution of the largest eigenvalue, for the width. Baik, Ben Arous and Péché (2005), Phase transition of
     the largest eigenvalue, for what can be seen: spikes ℓ > √γ.
 

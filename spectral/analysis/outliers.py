@@ -199,7 +199,9 @@ def outliers(spectrum: Spectrum) -> Outliers:
     ValueError
         For eigenvalues whose squares float64 does not hold.
 
-    References ---------- Papyan (2019), Measurements of three-level hierarchical structure in the outliers in the spectrum of
+    References
+    ----------
+    Papyan (2019), Measurements of three-level hierarchical structure in the outliers in the spectrum of
     deepnet Hessians. Papyan (2020), Traces of class/cross-class structure pervade deep learning spectra. Rényi (1953), On the
     theory of order statistics, for gaps of a power law. Atas, Bogomolny, Giraud and Roux (2013), Distribution of the ratio of
     consecutive level spacings, for those of a matrix.
