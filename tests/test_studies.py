@@ -26,7 +26,7 @@ from spectral.__main__ import config_folder, defaults
 from spectral.app import configuration, run
 from spectral.app.store import STEP, RunStore
 from spectral.experiments.batchnorm_outliers import batchnorm_outliers
-from spectral.experiments.block_heterogeneity import heterogeneity
+from spectral.experiments.block_heterogeneity import block_heterogeneity, heterogeneity
 from spectral.experiments.cell import Settings
 from spectral.experiments.cross_section import cross_section, curvature, filter_normalised, rayleigh, surface
 from spectral.experiments.datasets import digits, text
@@ -87,13 +87,19 @@ def test_a_study_takes_labels_of_every_token():
 
 
 def test_rates_that_diverge_and_too_few_looks_are_refused():
-    with pytest.raises(ValueError, match="too few looks"):
-        edge_of_stability(tiny(), steps=100, every=50)
+    with pytest.raises(ValueError, match="too few looks at 20 steps; use 240 steps or more"):
+        edge_of_stability(tiny(), steps=20, every=10)
     with pytest.raises(ValueError, match="give a learning rate"):
         edge_of_stability(tiny(), rates=(), adam_rates=())
     study = edge_of_stability(tiny(), rates=(1e9,), adam_rates=(), steps=24, every=1)
     with pytest.raises(ValueError, match="use a smaller rate"):
         study.steps["gd-1e+09"]({}, {})
+
+
+@pytest.mark.parametrize("study", [edge_of_stability, cross_section, block_heterogeneity])
+def test_seeds_that_a_study_would_ignore_are_refused(study):
+    with pytest.raises(ValueError, match=r"seeds=\[3, 4\] are 2, and this study takes one; use \[3\]"):
+        study(replace(tiny(), seeds=(3, 4)))
 
 
 def test_only_a_curvature_that_rises_to_the_edge_and_stays_is_a_yes():

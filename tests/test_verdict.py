@@ -56,12 +56,17 @@ def test_larger_is_a_yes_too_and_is_said() -> None:
 
 
 def test_no_where_the_seeds_disagree() -> None:
-    said = judged("compared", [ODD, ODD, APART[0]])
+    said = judged("compared", [APART[0], ODD, ODD])
     assert said.answer == "no"
     assert said.sentence.startswith(
-        "No: in 2 of 3 matrices the seeds disagree on whether the effective rank is smaller or larger with true labels, "
-        "10.00 ± 0.79 against 20.00 ± 0.79"
+        "No: in 2 of 3 matrices the seeds do not agree on whether the effective rank is smaller or larger with true labels, "
+        "4.0 ± 3.2 against 3.0 ± 1.6"  # of a matrix of which that holds
     )
+
+
+def test_no_where_networks_are_equal() -> None:
+    same = [row(i, around(10), around(10)) for i in range(3)]
+    assert judged("compared", same).sentence.startswith("No: in 3 of 3 matrices the seeds do not agree on whether")
 
 
 UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {

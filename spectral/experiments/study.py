@@ -3,7 +3,7 @@
 A `Study` is its question, its steps and a function of what they leave. Whoever performs it does the loop, and may show, store and
 resume what is finished:
 
-    study = edge_of_stability(Settings())
+    study = edge_of_stability(Settings(seeds=(0,)))
     parts, networks = {}, {}                      # or mappings over files
     for name, step in study.steps.items():
         parts[name] = step(parts, networks)
@@ -135,6 +135,15 @@ def perform(study: Study) -> Findings:
     for name, step in study.steps.items():
         parts[name] = step(parts, networks)
     return study.conclude(parts)
+
+
+def one_seed(settings: Settings) -> int:
+    """The seed of a study that takes one; several are refused, for all but the first would be ignored."""
+    if len(settings.seeds) > 1:
+        raise ValueError(
+            f"seeds={list(settings.seeds)} are {len(settings.seeds)}, and this study takes one; use [{settings.seeds[0]}]."
+        )
+    return settings.seeds[0]
 
 
 class Cost:

@@ -99,7 +99,7 @@ def compared(e: Evidence) -> Verdict:
     interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
     three seeds or more disagree on the sign, or where "smaller" or "larger" is expected, is the other sign. Undecided otherwise,
     for a metric of scale, where fits were refused, and where networks missed their target loss. The numbers are those of the
-    first row that agrees, and where too many have the other sign those of the first of these.
+    first row that does what is said, and where too many have the other sign those of the first of these.
     """
     name = e.words(e.metric)
     both = [row for row in e.rows if row.metric == e.metric and {"true", "random"} <= set(row.values)]
@@ -119,7 +119,8 @@ def compared(e: Evidence) -> Verdict:
         answer = "yes" if e.expected in ("", lead) else "no"
     elif not doubt and disagree and min(seen) > 2:
         answer = "no"
-    quoted = [_quoted(own[ways.index(lead)] if lead in ways else own[0], e)]
+    shown = "mixed" if disagree else lead
+    quoted = [_quoted(own[ways.index(shown)] if shown in ways else own[0], e)]
     quoted += [_quoted(own[ways.index(OPPOSITE[lead])], e)] if contrary else []
     told = {"name": name, "ways": ways, "lead": lead, "other": OPPOSITE[lead], "sure": sure, "seeds": seen}
     told |= {"answer": answer, "contrary": contrary, "disagree": disagree, "doubt": doubt, "quoted": quoted}
