@@ -224,7 +224,12 @@ def circle_and_sphere() -> Iterator[Argument]:
     yield "ntk_circle", "eigenvalues that are 0", float(theory.two_layer_ntk_on_circle(n // 2).zeros), 0.0
 
 
-CHEAP = (covariances, products, linear_rnn, isometry, fisher, softmax_blocks)
+def noise() -> Iterator[Argument]:
+    law = np.log10(theory.sample_covariance([1.0], 0.784, 784).atoms.values)[78:-78]
+    yield "yang", "decades that they span", float(law[-1] - law[0]), 0.0
+
+
+CHEAP = (covariances, products, linear_rnn, isometry, fisher, softmax_blocks, noise)
 ALL = (*CHEAP, features, tangent_kernels, circle_and_sphere)
 
 if __name__ == "__main__":
