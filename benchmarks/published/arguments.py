@@ -171,8 +171,8 @@ def features() -> Iterator[Argument]:
 def tangent_kernels() -> Iterator[Argument]:
     n, d, N = kernels.NTK
     m, law = _moments("tanh"), theory.linear_width_ntk(n, d, N, "tanh")
-    # entries of the first layer's part are means over N neurons of v² σ′σ′ρ: their noise, off and on the diagonal
-    delta = np.sqrt(n * (3 * m["a"] ** 2 - m["b"] ** 4) / (N * d) + (3 * m["fourth"] - m["a"] ** 2) / N)
+    # entries of the first layer's part are means over N neurons of σ′σ′ρ: their noise, off and on the diagonal
+    delta = np.sqrt(n * (m["a"] ** 2 - m["b"] ** 4) / (N * d) + (m["fourth"] - m["a"] ** 2) / N)
     mean = float(law.moment(1))
     yield (
         "linear_width_ntk",
