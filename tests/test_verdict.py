@@ -218,6 +218,17 @@ def test_no_needs_a_sweep_that_would_have_seen_a_trend() -> None:
     assert "from 1.000 (no noise) to 6.000 (all noise) for the first matrix" in said.sentence
 
 
+def test_what_no_majority_does_is_counted() -> None:
+    said = followed([trend(0, growing(-1.0)), trend(1, FLAT)])
+    assert said.answer == "undecided"
+    assert (
+        "the effective rank, with the noise, falls in 1 and has no steady trend in 1 of 2 matrices, from" in said.sentence
+    )
+    unsure, fit = trend(2, FLAT[:1, :4]), row(3, around(1), around(9), refused={"true": (True, *[False] * 4)})
+    said = followed([trend(0, growing(1.0)), trend(1, FLAT), unsure, trend(3, growing(1.0))], rows=[fit])
+    assert "grows in 1, has no steady trend in 1 and cannot be told to move in 2 of 4 matrices" in said.sentence
+
+
 def test_every_metric_that_was_asked_for_has_to_answer_alike() -> None:
     rank, other = trend(0, growing(1.0)), trend(0, FLAT, "own_label_alignment")
     said = followed([rank, other], asked=("own_label_alignment",))

@@ -177,8 +177,9 @@ def followed(e: Evidence) -> Verdict:
     if not own[e.metric]:
         return Verdict("undecided", f"Undecided: no matrix has the {e.words(e.metric)} at three levels or more.")
     refused = {(row.matrix, row.metric) for row in e.rows if row.doubted()[0]}
-    ways = {name: _way(found, {m for m, other in refused if other == name}) for name, found in own.items()}
-    body = ", and ".join(_clause(own[name], ways[name], e, first=name == e.metric) for name in names)
+    kinds = {name: ["open" if (t.matrix, name) in refused else _kind(t) for t in own[name]] for name in names}
+    ways = {name: _way(of_each) for name, of_each in kinds.items()}
+    body = ", and ".join(_clause(own[name], kinds[name], ways[name], e, first=name == e.metric) for name in names)
     if not e.expected:
         return e.says("found", body + _scale_clause(own[e.metric][0], e))
     if doubt := e.doubt(e.metric):
@@ -195,24 +196,22 @@ def _kind(t: Trend) -> str:
     return "flat" if 1.96 / math.sqrt(seeds * (levels - 1)) <= SEEN else "open"
 
 
-def _way(trends: Sequence[Trend], refused: set[str]) -> str:
-    """What more than half of the matrices do, else "open"; "split" where too many do the opposite."""
-    kinds = ["open" if t.matrix in refused else _kind(t) for t in trends]
-    way = next((kind for kind in dict.fromkeys(kinds) if 2 * kinds.count(kind) > len(kinds)), "open")
+def _way(kinds: Sequence[str]) -> str:
+    """What more than half of the matrices do, else "mixed"; "split" where too many do the opposite."""
+    way = next((kind for kind in dict.fromkeys(kinds) if 2 * kinds.count(kind) > len(kinds)), "mixed")
     fewer = min(kinds.count("grows"), kinds.count("falls"))
     return "split" if fewer >= CONTRARY * len(kinds) else way
 
 
 def _answer(way: str, expected: str) -> str:
-    if way in ("open", "split"):
+    if way in ("open", "split", "mixed"):
         return "undecided"
     return "yes" if way == expected or (expected == "moves" and way != "flat") else "no"
 
 
-def _clause(trends: Sequence[Trend], way: str, e: Evidence, first: bool) -> str:
+def _clause(trends: Sequence[Trend], kinds: Sequence[str], way: str, e: Evidence, first: bool) -> str:
     """What one metric does along the axis, with the numbers of the first matrix that does it; the first says what the others
     leave out."""
-    kinds = list(map(_kind, trends))
     alike = [t for t, kind in zip(trends, kinds, strict=True) if kind == way] or trends
     ends = _ends(alike[0])
     return say(
