@@ -222,7 +222,8 @@ def test_what_no_majority_does_is_counted() -> None:
     said = followed([trend(0, growing(-1.0)), trend(1, FLAT)])
     assert said.answer == "undecided"
     assert (
-        "the effective rank, with the noise, falls in 1 and has no steady trend in 1 of 2 matrices, from" in said.sentence
+        "the effective rank, with the noise, falls in 1 and has no steady trend in 1 of 2 matrices, from"
+        in said.sentence
     )
     unsure, fit = trend(2, FLAT[:1, :4]), row(3, around(1), around(9), refused={"true": (True, *[False] * 4)})
     said = followed([trend(0, growing(1.0)), trend(1, FLAT), unsure, trend(3, growing(1.0))], rows=[fit])

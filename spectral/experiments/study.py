@@ -30,12 +30,16 @@ from spectral.results import Array
 class Part:
     """What a finished step leaves: arrays, plain facts (numbers and texts), spectra by their names.
 
-    `facts` holds "products", "epochs" and "seconds", what the step has cost; where a network is made, its "parameters".
+    `facts` holds "products", "epochs" and "seconds", what the step has cost; where a network is made, its "parameters". Arrays
+    lie in memory as they come back from a file, or their sums would be others, by their last bits, once a study is resumed.
     """
 
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrays", {name: np.asarray(a, order="C") for name, a in self.arrays.items()})
 
 
 Parts = Mapping[str, Part]
