@@ -369,16 +369,20 @@ def of_prototypes(e: Evidence) -> Verdict:
         other = known.get((matrix.replace(".probs.", ".logits."), "gini"))
         own, overlap = known[matrix, "gini"], known[matrix, "prototype_overlap"]
         d = np.array([]) if other is None else np.array(own.values["true"]) - np.array(other.values["true"])
-        seeds, n = len(overlap.values["true"]), e.sizes[matrix]
-        chance = max(1, round(n / 10)) / n
-        away = np.mean(overlap.values["true"]) - chance
-        both.append((_sign(d) == ("larger", True), bool(away > 3 * overlap.errors["true"][0] * math.sqrt(2 / seeds))))
+        chance, sd = _chance(overlap, e.sizes[matrix])
+        both.append((_sign(d) == ("larger", True), bool(np.mean(overlap.values["true"]) > chance + 3 * sd)))
     answer = "yes" if all(map(all, both)) else "undecided" if any(map(all, both)) else "no"
     first = splits[0]
     known_of = {metric: known[first, metric].mean("true") for metric in ("max_over_mean", "gini", "prototype_overlap")}
+    known_of["chance"] = _chance(known[first, "prototype_overlap"], e.sizes[first])
     logits = known.get((first.replace(".probs.", ".logits."), "gini"))
     body = say(TEXTS["prototypes"], e=e, matrix=first, logits=logits, both=both, **known_of)
     return e.judges(answer, body)
+
+
+def _chance(overlap: Row, n: int) -> tuple[float, float]:
+    """What chance gives of a tenth of n samples, and its standard deviation: each pair of seeds is in the mean twice."""
+    return max(1, round(n / 10)) / n, overlap.errors["true"][0] * math.sqrt(2 / len(overlap.values["true"]))
 
 
 def of_information(e: Evidence) -> Verdict:
