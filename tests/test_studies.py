@@ -295,6 +295,22 @@ def exact(*values: float) -> Spectrum:
     return Spectrum.from_eigenvalues(np.array(values))
 
 
+def test_a_tenth_eigenvalue_that_may_not_be_positive_says_nothing():
+    """A ratio of -3 is no small one."""
+    study = batchnorm_outliers(tiny())
+    for tenth, answer in ((2.0, "yes"), (-1.0, "undecided"), (1e-9, "undecided")):
+        values = {
+            "without": np.linspace(30, 1, 10),
+            "batch": np.linspace(3, tenth, 10),
+            "population": np.linspace(9, 1, 10),
+        }
+        parts = {
+            f"seed0-{kind}": Part({"values": v, "residuals": np.full(10, 1e-8)}, {"loss": 0.1}, {kind: exact(1.0, 2.0)})
+            for kind, v in values.items()
+        }
+        assert study.conclude(parts).answer == answer
+
+
 @pytest.mark.parametrize("gap", [0.0, 0.5, 2.0, 40.0])
 def test_the_divergence_of_two_smoothed_eigenvalues_is_that_of_two_gaussians(gap):
     def term(x: float) -> float:
