@@ -27,7 +27,7 @@ from spectral.experiments.cell import (
     run_cell,
 )
 from spectral.experiments.datasets import Problem, digits, mixture, permute_labels
-from spectral.experiments.effects import collect, heterogeneity, overlap, spearman_within, trend
+from spectral.experiments.effects import collect, heterogeneity, overlap, row_of, spearman_within, trend
 from spectral.experiments.experiments import (
     conclude,
     depth_sweep,
@@ -473,6 +473,15 @@ def test_samples_that_stand_out_by_chance_are_shared_as_much_as_is_said():
     assert abs(shared.mean() - 0.1) < 4 * error / 20
     assert shared.std() == pytest.approx(error, rel=0.12)
     assert overlap(done[0], done[:1]) == {}
+
+
+def test_a_number_of_pairs_of_networks_has_no_effect_size():
+    """Seeds share the pairs of which it is the mean: an interval over seeds as independent ones would be too narrow."""
+    numbers = {
+        name: [dict.fromkeys(("prototype_overlap", "gini"), v) for v in (0.1, 0.2, 0.4)] for name in ("true", "random")
+    }
+    assert row_of("M", "gini", numbers).effect is not None
+    assert row_of("M", "prototype_overlap", numbers).effects == {}
 
 
 def test_noise_for_inputs_reaches_the_network_and_its_matrix():

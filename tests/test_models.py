@@ -126,7 +126,7 @@ def test_models_fit_their_problem():
     for kind, options in (("mlp", {"widths": (5,)}), ("cnn", {"width": 4}), ("resnet", {"depth": 8, "width": 4})):
         assert model_for(image, kind, options=options).eval()(image.x_train).shape == (20, 10)
     assert model_for(flat)(flat.x_train).shape == (20, 10)
-    with pytest.raises(ValueError, match="build the problem with image=True"):
+    with pytest.raises(ValueError, match="use data of images, such as mnist, in Python with image=True"):
         model_for(flat, "cnn")
     with pytest.raises(ValueError, match="use one of mlp, cnn, resnet"):
         model_for(flat, "vit")

@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import papers
 from published import ROWS, arguments
+from published.measured import farthest
 
 
 def number(relation="=", **rest):
@@ -32,6 +33,13 @@ def test_an_interval_holds_its_ends():
     held = {"quantity": "q", "expected": [3, 4]}
     assert papers.green(held, 3.0, 0.0) and papers.green(held, 4.0, 0.0)
     assert not papers.green(held, 2.9, 0.0) and not papers.green(held, 4.1, 0.0)
+
+
+def test_a_count_is_held_seed_by_seed():
+    """One spike too few and one too many are not five each: their mean is."""
+    held = {"quantity": "spikes", "expected": 5}
+    assert papers.green(held, *farthest([5, 5], 5)[:2])
+    assert not papers.green(held, *farthest([4, 6], 5)[:2]) and not papers.green(held, *farthest([5, 6, 5], 5)[:2])
 
 
 def test_every_row_has_a_function_and_every_function_a_row():

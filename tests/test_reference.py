@@ -95,6 +95,8 @@ def missing(name: str) -> list[str]:
             lacks.append("no Raises")
     if ">>> " not in found.get("Examples", ""):
         lacks.append("no Examples with a doctest")
+    if re.search(r"\w -{3,}", inspect.getdoc(thing) or ""):
+        lacks.append("a title that has run into its section")
     if not re.match(r"\S.{10,}?[.:;](\n\n|\Z| )", found[""], flags=re.DOTALL):
         lacks.append("no sentence to begin with")
     return lacks

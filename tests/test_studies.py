@@ -26,7 +26,7 @@ from spectral.__main__ import config_folder, defaults
 from spectral.app import configuration, run
 from spectral.app.store import STEP, RunStore
 from spectral.experiments.batchnorm_outliers import batchnorm_outliers
-from spectral.experiments.block_heterogeneity import heterogeneity
+from spectral.experiments.block_heterogeneity import block_heterogeneity, heterogeneity
 from spectral.experiments.cell import Settings
 from spectral.experiments.cross_section import cross_section, curvature, filter_normalised, rayleigh, surface
 from spectral.experiments.datasets import digits, text
@@ -87,13 +87,19 @@ def test_a_study_takes_labels_of_every_token():
 
 
 def test_rates_that_diverge_and_too_few_looks_are_refused():
-    with pytest.raises(ValueError, match="too few looks"):
-        edge_of_stability(tiny(), steps=100, every=50)
+    with pytest.raises(ValueError, match="too few looks at 20 steps; use 240 steps or more"):
+        edge_of_stability(tiny(), steps=20, every=10)
     with pytest.raises(ValueError, match="give a learning rate"):
         edge_of_stability(tiny(), rates=(), adam_rates=())
     study = edge_of_stability(tiny(), rates=(1e9,), adam_rates=(), steps=24, every=1)
     with pytest.raises(ValueError, match="use a smaller rate"):
         study.steps["gd-1e+09"]({}, {})
+
+
+@pytest.mark.parametrize("study", [edge_of_stability, cross_section, block_heterogeneity])
+def test_seeds_that_a_study_would_ignore_are_refused(study):
+    with pytest.raises(ValueError, match=r"seeds=\[3, 4\] are 2, and this study takes one; use \[3\]"):
+        study(replace(tiny(), seeds=(3, 4)))
 
 
 def test_only_a_curvature_that_rises_to_the_edge_and_stays_is_a_yes():
@@ -289,6 +295,22 @@ def exact(*values: float) -> Spectrum:
     return Spectrum.from_eigenvalues(np.array(values))
 
 
+def test_a_tenth_eigenvalue_that_may_not_be_positive_says_nothing():
+    """A ratio of -3 is no small one."""
+    study = batchnorm_outliers(tiny())
+    for tenth, answer in ((2.0, "yes"), (-1.0, "undecided"), (1e-9, "undecided")):
+        values = {
+            "without": np.linspace(30, 1, 10),
+            "batch": np.linspace(3, tenth, 10),
+            "population": np.linspace(9, 1, 10),
+        }
+        parts = {
+            f"seed0-{kind}": Part({"values": v, "residuals": np.full(10, 1e-8)}, {"loss": 0.1}, {kind: exact(1.0, 2.0)})
+            for kind, v in values.items()
+        }
+        assert study.conclude(parts).answer == answer
+
+
 @pytest.mark.parametrize("gap", [0.0, 0.5, 2.0, 40.0])
 def test_the_divergence_of_two_smoothed_eigenvalues_is_that_of_two_gaussians(gap):
     def term(x: float) -> float:
@@ -312,7 +334,7 @@ def test_heterogeneity_is_the_mean_over_pairs_with_a_jackknife_over_blocks():
 def test_a_step_is_kept_as_it_was(tmp_path: Path):
     store = RunStore(tmp_path, {"of": "this"}, resume=False)
     part = Part(
-        {"x": np.array([1.0, math.nan])},
+        {"x": np.array([1.0, math.nan]), "y": np.arange(12.0).reshape(4, 3)[:, 1]},
         {"products": 3.0, "epochs": 1.0, "seconds": 0.5, "said": "yes"},
         {"a.b": exact(1.0, 2.0)},
     )
@@ -321,6 +343,8 @@ def test_a_step_is_kept_as_it_was(tmp_path: Path):
     again = RunStore(tmp_path, {"of": "this"}, resume=True).load("step", STEP)
     assert again is not None and again.facts == part.facts
     np.testing.assert_array_equal(again.arrays["x"], part.arrays["x"])
+    np.testing.assert_array_equal(again.arrays["y"], [1.0, 4.0, 7.0, 10.0])
+    assert again.arrays["y"].strides == part.arrays["y"].strides  # or sums differ by their last bits
     np.testing.assert_array_equal(again.spectra["a.b"].points()[0], [1.0, 2.0])
     (kept,) = store.folder.glob("spectra/*")
     kept.write_bytes(kept.read_bytes()[:-1])

@@ -136,6 +136,20 @@ def test_linear_width_kernel_has_the_moments_of_its_two_layers():
     assert float(law.moment(2)) == pytest.approx(2 * 4 + (4 + gamma) - 4, rel=0.02)
 
 
+def test_the_outlier_of_an_even_activations_tangent_kernel_is_that_of_both_layers():
+    """Of |x| the first layer adds c_2² n/d along 1 to a I, the second c_2²/2 n/d to what it is made of: here by a matrix."""
+    n, d, N, rng = 300, 100, 600, np.random.default_rng(0)
+    X = rng.standard_normal((n, d))
+    X *= np.sqrt(d) / np.linalg.norm(X, axis=1, keepdims=True)
+    H, v = X @ rng.standard_normal((d, N)) / np.sqrt(d), rng.choice([-1.0, 1.0], N)
+    scale = np.sqrt(1 - 2 / np.pi)
+    F, first = (np.abs(H) - np.sqrt(2 / np.pi)) / scale, np.sign(H) / scale * v
+    found = np.linalg.eigvalsh(F @ F.T / N + (first @ first.T / N) * (X @ X.T / d))
+    law = theory.linear_width_ntk(n, d, N, "abs")
+    assert found[-1] == pytest.approx(law.atoms.values[-1], rel=0.05)  # with the outlier of F alone it was 24 % below
+    assert found[-2] < 0.6 * found[-1]
+
+
 def test_sphere_kernel_is_the_circle_kernel_in_two_dimensions_and_sums_to_a_half():
     values = np.repeat(*theory.relu_kernel_on_sphere(2, 7).atoms)[::-1]
     assert values == pytest.approx(theory.circle_kernel_eigenvalues(9))

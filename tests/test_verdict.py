@@ -56,12 +56,17 @@ def test_larger_is_a_yes_too_and_is_said() -> None:
 
 
 def test_no_where_the_seeds_disagree() -> None:
-    said = judged("compared", [ODD, ODD, APART[0]])
+    said = judged("compared", [APART[0], ODD, ODD])
     assert said.answer == "no"
     assert said.sentence.startswith(
-        "No: in 2 of 3 matrices the seeds disagree on whether the effective rank is smaller or larger with true labels, "
-        "10.00 ± 0.79 against 20.00 ± 0.79"
+        "No: in 2 of 3 matrices the seeds do not agree on whether the effective rank is smaller or larger with true labels, "
+        "4.0 ± 3.2 against 3.0 ± 1.6"  # of a matrix of which that holds
     )
+
+
+def test_no_where_networks_are_equal() -> None:
+    same = [row(i, around(10), around(10)) for i in range(3)]
+    assert judged("compared", same).sentence.startswith("No: in 3 of 3 matrices the seeds do not agree on whether")
 
 
 UNDECIDED: dict[str, tuple[list[Row], dict, str]] = {
@@ -211,6 +216,18 @@ def test_no_needs_a_sweep_that_would_have_seen_a_trend() -> None:
     said = followed([trend(0, FLAT[:1, :4])])
     assert said.answer == "undecided" and "do not say whether the effective rank moves" in said.sentence
     assert "from 1.000 (no noise) to 6.000 (all noise) for the first matrix" in said.sentence
+
+
+def test_what_no_majority_does_is_counted() -> None:
+    said = followed([trend(0, growing(-1.0)), trend(1, FLAT)])
+    assert said.answer == "undecided"
+    assert (
+        "the effective rank, with the noise, falls in 1 and has no steady trend in 1 of 2 matrices, from"
+        in said.sentence
+    )
+    unsure, fit = trend(2, FLAT[:1, :4]), row(3, around(1), around(9), refused={"true": (True, *[False] * 4)})
+    said = followed([trend(0, growing(1.0)), trend(1, FLAT), unsure, trend(3, growing(1.0))], rows=[fit])
+    assert "grows in 1, has no steady trend in 1 and cannot be told to move in 2 of 4 matrices" in said.sentence
 
 
 def test_every_metric_that_was_asked_for_has_to_answer_alike() -> None:
@@ -503,7 +520,10 @@ def test_prototypes_are_shared_beyond_chance_and_the_tail_heavier_than_that_of_t
     assert (answer(*good), answer(*alone), answer(*even)) == ("yes", "no", "no")
     assert answer(*good, *diagonal(0.8, 0.2, 0.12, "train")) == "undecided"
     said = judged("of_prototypes", good, sizes=sizes).sentence
-    assert "Gini coefficient 0.810 ± 0.010 (logits: 0.190 ± 0.010), and 50.00 % (mean ± sd) of the tenth" in said
+    assert "Gini coefficient 0.810 ± 0.010 (logits: 0.190 ± 0.010), and 50 % of the tenth" in said
+    assert said.endswith(
+        "of which chance gives 10.0 ± 3.3 %."
+    )  # 0.04 over three seeds, that is three pairs of which each counts twice
     assert answer(*good[:3]) == "undecided"  # one seed
 
 

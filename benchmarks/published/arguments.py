@@ -171,8 +171,8 @@ def features() -> Iterator[Argument]:
 def tangent_kernels() -> Iterator[Argument]:
     n, d, N = kernels.NTK
     m, law = _moments("tanh"), theory.linear_width_ntk(n, d, N, "tanh")
-    # entries of the first layer's part are means over N neurons of v² σ′σ′ρ: their noise, off and on the diagonal
-    delta = np.sqrt(n * (3 * m["a"] ** 2 - m["b"] ** 4) / (N * d) + (3 * m["fourth"] - m["a"] ** 2) / N)
+    # entries of the first layer's part are means over N neurons of σ′σ′ρ: their noise, off and on the diagonal
+    delta = np.sqrt(n * (m["a"] ** 2 - m["b"] ** 4) / (N * d) + (m["fourth"] - m["a"] ** 2) / N)
     mean = float(law.moment(1))
     yield (
         "linear_width_ntk",
@@ -224,7 +224,12 @@ def circle_and_sphere() -> Iterator[Argument]:
     yield "ntk_circle", "eigenvalues that are 0", float(theory.two_layer_ntk_on_circle(n // 2).zeros), 0.0
 
 
-CHEAP = (covariances, products, linear_rnn, isometry, fisher, softmax_blocks)
+def noise() -> Iterator[Argument]:
+    law = np.log10(theory.sample_covariance([1.0], 0.784, 784).atoms.values)[78:-78]
+    yield "yang", "decades that they span", float(law[-1] - law[0]), 0.0
+
+
+CHEAP = (covariances, products, linear_rnn, isometry, fisher, softmax_blocks, noise)
 ALL = (*CHEAP, features, tangent_kernels, circle_and_sphere)
 
 if __name__ == "__main__":

@@ -28,6 +28,17 @@ def over_seeds(values: Sequence[float], note: str = "") -> Measured:
     return Measured(float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v))), note)
 
 
+def farthest(counts: Sequence[float], from_: float, note: str = "") -> Measured:
+    """Of counts, one a seed, the one farthest from what must come out: a mean hides one too many beside one too few.
+
+    >>> farthest([4, 6], 5).value, farthest([5, 5], 5).value
+    (4.0, 5.0)
+    """
+    return Measured(
+        float(max(counts, key=lambda count: abs(count - from_))), 0.0, note or f"of each seed: {list(counts)}"
+    )
+
+
 def jackknife(statistic: Callable[[np.ndarray], float], samples: np.ndarray, note: str = "") -> Measured:
     """A function of all samples, with the error by leaving out one row at a time."""
     n = len(samples)

@@ -534,7 +534,7 @@ def random_features(samples: int, features: int, width: int, activation: Activat
     >>> law.atoms.values[[-2, -1]].round(1)
     array([2.9, 3.5])
     """
-    tau, share, _ = _feature_covariance(samples, features, width, activation)
+    tau, _, share = _feature_covariance(samples, features, width, activation)
     none = max(float(share[tau == 0].sum()), 1 - width / samples)
     return _law(np.zeros_like(tau), tau, share, samples / width, samples, none, "random features")
 
@@ -543,8 +543,8 @@ def linear_width_ntk(samples: int, features: int, width: int, activation: Activa
     """The spectrum of the tangent kernel of v·σ(Wx/√d)/√N, both layers trained: F Fᵀ/N + b² X Xᵀ/d + (a − b²) I.
 
     F is that of `random_features`, and shares its X. With Σ the covariance of F's columns the last two terms are Σ + (a − 1) I,
-    so that the kernel is (a − 1) I + Σ^{1/2} (I + Z Zᵀ/N) Σ^{1/2}. The bulk alone: outliers of activations that are not odd
-    are those of F.
+    so that the kernel is (a − 1) I + Σ^{1/2} (I + Z Zᵀ/N) Σ^{1/2}. Along the direction of the second Hermite coefficient they
+    have c_2² n/d, twice what Σ has there: an activation that is not odd can have an eigenvalue outside of the bulk.
 
     Parameters
     ----------
@@ -573,8 +573,8 @@ def linear_width_ntk(samples: int, features: int, width: int, activation: Activa
     >>> round(float(law.moment(1)), 1)
     2.0
     """
-    tau, share, a = _feature_covariance(samples, features, width, activation)
-    return _law(tau + a - 1, tau, share, samples / width, samples, 0.0, "tangent kernel at linear width")
+    tau, own, share = _feature_covariance(samples, features, width, activation)
+    return _law(own, tau, share, samples / width, samples, 0.0, "tangent kernel at linear width")
 
 
 # Kernels on circle and sphere ----------------------------------------------------------------------------------------
@@ -700,8 +700,8 @@ def _pair_mean(f: Function, q: float, correlation: float) -> float:
     return float((w * r) @ product @ v / ((w @ r) * 2 * np.pi))
 
 
-def _feature_covariance(samples: int, features: int, width: int, activation: Activation) -> tuple[Array, Array, float]:
-    """(eigenvalues of Σ, the share of each, a), Σ the covariance of a column of `random_features`."""
+def _feature_covariance(samples: int, features: int, width: int, activation: Activation) -> tuple[Array, Array, Array]:
+    """(eigenvalues of Σ, those of the first layer's part, the share of each), Σ the covariance of `random_features`' columns."""
     for name, size in (("samples", samples), ("features", features), ("width", width)):
         integer(size, name, "size")
     f, slope = _activation(activation)
@@ -716,11 +716,18 @@ def _feature_covariance(samples: int, features: int, width: int, activation: Act
     gram, counts = sample_covariance([1.0], samples / features, ATOMS).points()
     tau, share = 1 - b2 + b2 * gram, counts / counts.sum()
     tau[tau < 1e-12] = 0.0  # of a linear activation and fewer features than samples
+    own, a = tau, _mean(lambda z: slope(z) ** 2) / variance
     if (strength := c2 / 2 * samples / features) > 1e-9:  # one direction, which knows nothing of those of the bulk
-        low, high = tau.max() * (1 + 1e-12), tau.max() + 1.001 * strength
-        top = scipy.optimize.brentq(lambda t: strength * share @ (1 / (t - tau)) - 1, low, high)
-        tau, share = np.append(tau, top), np.append(share * (1 - 1 / samples), 1 / samples)
-    return tau, share, _mean(lambda z: slope(z) ** 2) / variance
+        # σ′ has the Hermite coefficients c_{k+1}: of ρ² in ρ E σ′σ′ that is c_2², twice what σ has
+        tau, own = (np.append(tau, _beside(tau, share, times * strength)) for times in (1, 2))
+        share = np.append(share * (1 - 1 / samples), 1 / samples)
+    return tau, own + a - 1, share
+
+
+def _beside(tau: Array, share: Array, strength: float) -> float:
+    """The largest eigenvalue of a matrix with the eigenvalues τ and `strength` more along one direction, alike to all."""
+    low, high = tau.max() * (1 + 1e-12), tau.max() + 1.001 * strength
+    return float(scipy.optimize.brentq(lambda t: strength * share @ (1 / (t - tau)) - 1, low, high))
 
 
 def _population(population: Spectrum | ArrayLike) -> tuple[Array, Array]:

@@ -22,7 +22,7 @@ from spectral.experiments.cell import Settings
 from spectral.experiments.datasets import batches, digits, in_dtype, text
 from spectral.experiments.models import model_for
 from spectral.experiments.prose import filled, prose, say, told
-from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study
+from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, one_seed
 from spectral.experiments.training import few_threads
 from spectral.quadrature.error import jackknife_variance
 from spectral.results import Array
@@ -41,6 +41,7 @@ def block_heterogeneity(
 ) -> Study:
     """JS⁰ of a small GPT on `passages` of text, of a CNN and an MLP on `samples` digits; each block from `probes` of `steps`."""
     held(block_heterogeneity, locals())
+    one_seed(settings)
     kinds = {"gpt": passages, "cnn": samples, "mlp": samples}
     measured = {kind: partial(_measured, settings, kind, count, depth, probes, steps) for kind, count in kinds.items()}
     return Study(settings=settings, steps=measured, conclude=_concluded, **TEXTS["study"])
@@ -53,7 +54,7 @@ def _measured(
     settings: Settings, kind: str, count: int, depth: int, probes: int, steps: int, parts: Parts, networks: Any
 ) -> Part:
     """The spectra of all blocks of weights, before training."""
-    cost, seed = Cost(), settings.seeds[0]
+    cost, seed = Cost(), one_seed(settings)
     if kind == "gpt":
         problem = text(train=count, test=1, seed=seed, length=32).to(settings.device)
     else:

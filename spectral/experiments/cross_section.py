@@ -22,7 +22,7 @@ from spectral.analysis.summary import ratio_of
 from spectral.experiments.cell import TRUE, Settings, Snapshot
 from spectral.experiments.datasets import Problem, batches, in_dtype, stream
 from spectral.experiments.prose import filled, prose, say, told
-from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces
+from spectral.experiments.study import Cost, Findings, Part, Parts, Sheet, Study, Surfaces, one_seed
 from spectral.experiments.training import few_threads, train
 from spectral.results import Array
 from spectral.schema import Number, held, ruled
@@ -40,6 +40,7 @@ RISE = 2.0  # nats, of which the loss rises by at most twice so many along the f
 def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12) -> Study:
     """The surface on `points` x `points` values in each plane, with `checkpoints` of the training as a path on it."""
     held(cross_section, locals())
+    one_seed(settings)
     if points % 2 == 0:
         raise ValueError(f"points={points} have none in the middle; use an odd number.")
     planes = {plane: partial(_plane, settings, plane, points) for plane in PLANES}
@@ -50,13 +51,13 @@ def cross_section(settings: Settings, *, points: int = 31, checkpoints: int = 12
 # Steps ---------------------------------------------------------------------------------------------------------------
 def _begun(settings: Settings) -> tuple[Problem, nn.Module]:
     """The data of the first seed, and its network before training."""
-    problem = settings.problem(seed=settings.seeds[0]).to(settings.device)
-    return problem, settings.build(problem, settings.seeds[0], TRUE).to(settings.device)
+    problem = settings.problem(seed=one_seed(settings)).to(settings.device)
+    return problem, settings.build(problem, one_seed(settings), TRUE).to(settings.device)
 
 
 def _training(settings: Settings, checkpoints: int, parts: Parts, networks: MutableMapping[str, Snapshot]) -> Part:
     """Train to the target; parameters at geometrically spaced epochs, the first and the last among them, (T, P)."""
-    cost, seed, (problem, model) = Cost(), settings.seeds[0], _begun(settings)
+    cost, seed, (problem, model) = Cost(), one_seed(settings), _begun(settings)
     path = [parameters_to_vector(model.parameters()).detach().clone()]
 
     def record(epoch: int, loss: float) -> None:
@@ -73,7 +74,7 @@ def _training(settings: Settings, checkpoints: int, parts: Parts, networks: Muta
 
 def _plane(settings: Settings, plane: str, points: int, parts: Parts, networks: MutableMapping[str, Snapshot]) -> Part:
     """Directions (P, 2), the surface along them, and its curvature at the centre, by products and by differences."""
-    cost, seed, (problem, model) = Cost(), settings.seeds[0], _begun(settings)
+    cost, seed, (problem, model) = Cost(), one_seed(settings), _begun(settings)
     model.load_state_dict(networks["trained"].state)
     model = model.to(settings.dtype).eval()
     x, y = in_dtype(problem.x_train, settings.dtype), problem.y_train

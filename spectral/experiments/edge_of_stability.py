@@ -24,7 +24,7 @@ from spectral import Estimate, Hessian, Operator, precondition, top
 from spectral.experiments.cell import TRUE, Settings
 from spectral.experiments.datasets import in_dtype
 from spectral.experiments.prose import filled, prose, say, told
-from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error
+from spectral.experiments.study import Cost, Findings, Line, Lines, Part, Parts, Study, block_error, one_seed
 from spectral.experiments.training import few_threads
 from spectral.schema import POSITIVE, SIZE, Items, Text, held, ruled
 
@@ -36,6 +36,7 @@ FIRST = {"gd": 1, "adam": 10}
 DIVERGED = 1e9  # of a loss, which begins of order 1
 TOL = 1e-2  # of a residual over the norm: a tenth of what is allowed; the eigenvalue is off by far less, by the residual squared
 TAIL = 1 / 3  # of the steps, over which a ratio is averaged
+LOOKS = 8  # in that part at least: two for each block of `block_error`
 NAMES = {"gd": "gradient descent", "adam": "Adam"}
 RATIOS = {"gd": "λmax η / 2", "adam": "λmax(P⁻½ H P⁻½) η / 38"}
 
@@ -59,10 +60,14 @@ def edge_of_stability(
     falls again once all samples are fitted.
     """
     held(edge_of_stability, locals())
+    one_seed(settings)
     if not (rates or adam_rates):
         raise ValueError("rates and adam_rates are both empty; give a learning rate of one of them.")
-    if every > steps * TAIL / 8:
-        raise ValueError(f"every={every} gives too few looks at {steps} steps; use at most {int(steps * TAIL / 8)}.")
+    if every > steps * TAIL / LOOKS:
+        least = math.ceil(every * LOOKS / TAIL)
+        raise ValueError(
+            f"every={every} gives too few looks at {steps} steps; use {least} steps or more, or a smaller one."
+        )
     runs = [("gd", eta) for eta in rates] + [("adam", eta) for eta in adam_rates]
     steps_of = {_key(*run): partial(_trained, settings, *run, steps, every, loss) for run in runs}
     return Study(settings=settings, steps=steps_of, conclude=partial(_concluded, runs, steps), **TEXTS["study"])
@@ -76,7 +81,7 @@ def _trained(
     settings: Settings, kind: str, eta: float, steps: int, every: int, loss: str, parts: Parts, networks: Any
 ) -> Part:
     """One training: the step, the ratio to the edge, its residual, λmax itself and the loss, at each look."""
-    cost, seed = Cost(), settings.seeds[0]
+    cost, seed = Cost(), one_seed(settings)
     problem = settings.problem(seed=seed).to(settings.device)
     model = settings.build(problem, seed, TRUE).to(settings.device, settings.dtype).eval()
     x, labels = in_dtype(problem.x_train, settings.dtype), problem.y_train

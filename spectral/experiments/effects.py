@@ -34,7 +34,8 @@ FITS: dict[str, str] = {
     **dict.fromkeys(BULK.split(), "mp_accepted"),
     "alpha_peak": "alpha_peak_accepted",
 }
-NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values()}  # known before anything is computed, or no number of a matrix
+# Known before anything is computed, or no number of a matrix, or of pairs of networks, so that seeds are not independent
+NOT_COMPARED = {"dim", "zeros_fraction", *FITS.values(), "prototype_overlap"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Row:
     @property
     def effect(self) -> Effect | None:
         """Cohen's d of true minus random; None where a condition has fewer than two seeds, or nothing is to be compared."""
-        return None if self.metric in NOT_COMPARED else self.effects.get("true-random")
+        return self.effects.get("true-random")
 
     @property
     def candidate(self) -> bool:
@@ -175,8 +176,8 @@ def heterogeneity(whole: CellResult, done: Iterable[CellResult]) -> dict[str, fl
 
     The error is the mean of those of the pairs, as if all were off to one side: pairs share blocks, so that it is an upper bound.
 
-    Source: Zhang et al. (2024), Why transformers need Adam: a Hessian perspective. Their JS0 is such a mean of distances, the
-    roots of divergences, at initialisation and with other bins.
+    Source: Zhang et al. (2024), Why transformers need Adam: a Hessian perspective. Their JS0 is such a mean at
+    initialisation; how they bin could not be confirmed.
     """
     cell = whole.cell
     own = [
@@ -298,7 +299,7 @@ def row_of(matrix: str, metric: str, numbers: Mapping[str, Sequence[Mapping[str,
         if any(flags):
             doubted[condition] = flags
     effects = {}
-    for a, b in PAIRS:
+    for a, b in () if metric in NOT_COMPARED else PAIRS:
         x, y = ([v for v in values.get(name, ()) if math.isfinite(v)] for name in (a, b))
         if min(len(x), len(y)) >= 2:
             effects[f"{a}-{b}"] = cohens_d(x, y)

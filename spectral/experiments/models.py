@@ -167,7 +167,7 @@ def model_for(
     if len(problem.shape) != 3:
         raise ValueError(
             f"A {kind} needs images (channels, height, width), but the inputs of {problem.name} have the shape "
-            f"{problem.shape}; build the problem with image=True."
+            f"{problem.shape}; use data of images, such as mnist, in Python with image=True."
         )
     return OWN[kind](in_channels=problem.shape[0], **given)  # type: ignore[arg-type]
 

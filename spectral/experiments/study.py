@@ -3,7 +3,7 @@
 A `Study` is its question, its steps and a function of what they leave. Whoever performs it does the loop, and may show, store and
 resume what is finished:
 
-    study = edge_of_stability(Settings())
+    study = edge_of_stability(Settings(seeds=(0,)))
     parts, networks = {}, {}                      # or mappings over files
     for name, step in study.steps.items():
         parts[name] = step(parts, networks)
@@ -30,12 +30,16 @@ from spectral.results import Array
 class Part:
     """What a finished step leaves: arrays, plain facts (numbers and texts), spectra by their names.
 
-    `facts` holds "products", "epochs" and "seconds", what the step has cost; where a network is made, its "parameters".
+    `facts` holds "products", "epochs" and "seconds", what the step has cost; where a network is made, its "parameters". Arrays
+    lie in memory as they come back from a file, or their sums would be others, by their last bits, once a study is resumed.
     """
 
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrays", {name: np.asarray(a, order="C") for name, a in self.arrays.items()})
 
 
 Parts = Mapping[str, Part]
@@ -135,6 +139,15 @@ def perform(study: Study) -> Findings:
     for name, step in study.steps.items():
         parts[name] = step(parts, networks)
     return study.conclude(parts)
+
+
+def one_seed(settings: Settings) -> int:
+    """The seed of a study that takes one; several are refused, for all but the first would be ignored."""
+    if len(settings.seeds) > 1:
+        raise ValueError(
+            f"seeds={list(settings.seeds)} are {len(settings.seeds)}, and this study takes one; use [{settings.seeds[0]}]."
+        )
+    return settings.seeds[0]
 
 
 class Cost:

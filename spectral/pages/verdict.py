@@ -99,7 +99,7 @@ def compared(e: Evidence) -> Verdict:
     interval of the mean difference excludes zero, and fewer than a quarter have the other sign. No: on more than half of them
     three seeds or more disagree on the sign, or where "smaller" or "larger" is expected, is the other sign. Undecided otherwise,
     for a metric of scale, where fits were refused, and where networks missed their target loss. The numbers are those of the
-    first row that agrees, and where too many have the other sign those of the first of these.
+    first row that does what is said, and where too many have the other sign those of the first of these.
     """
     name = e.words(e.metric)
     both = [row for row in e.rows if row.metric == e.metric and {"true", "random"} <= set(row.values)]
@@ -119,7 +119,8 @@ def compared(e: Evidence) -> Verdict:
         answer = "yes" if e.expected in ("", lead) else "no"
     elif not doubt and disagree and min(seen) > 2:
         answer = "no"
-    quoted = [_quoted(own[ways.index(lead)] if lead in ways else own[0], e)]
+    shown = "mixed" if disagree else lead
+    quoted = [_quoted(own[ways.index(shown)] if shown in ways else own[0], e)]
     quoted += [_quoted(own[ways.index(OPPOSITE[lead])], e)] if contrary else []
     told = {"name": name, "ways": ways, "lead": lead, "other": OPPOSITE[lead], "sure": sure, "seeds": seen}
     told |= {"answer": answer, "contrary": contrary, "disagree": disagree, "doubt": doubt, "quoted": quoted}
@@ -176,8 +177,9 @@ def followed(e: Evidence) -> Verdict:
     if not own[e.metric]:
         return Verdict("undecided", f"Undecided: no matrix has the {e.words(e.metric)} at three levels or more.")
     refused = {(row.matrix, row.metric) for row in e.rows if row.doubted()[0]}
-    ways = {name: _way(found, {m for m, other in refused if other == name}) for name, found in own.items()}
-    body = ", and ".join(_clause(own[name], ways[name], e, first=name == e.metric) for name in names)
+    kinds = {name: ["open" if (t.matrix, name) in refused else _kind(t) for t in own[name]] for name in names}
+    ways = {name: _way(of_each) for name, of_each in kinds.items()}
+    body = ", and ".join(_clause(own[name], kinds[name], ways[name], e, first=name == e.metric) for name in names)
     if not e.expected:
         return e.says("found", body + _scale_clause(own[e.metric][0], e))
     if doubt := e.doubt(e.metric):
@@ -194,24 +196,22 @@ def _kind(t: Trend) -> str:
     return "flat" if 1.96 / math.sqrt(seeds * (levels - 1)) <= SEEN else "open"
 
 
-def _way(trends: Sequence[Trend], refused: set[str]) -> str:
-    """What more than half of the matrices do, else "open"; "split" where too many do the opposite."""
-    kinds = ["open" if t.matrix in refused else _kind(t) for t in trends]
-    way = next((kind for kind in dict.fromkeys(kinds) if 2 * kinds.count(kind) > len(kinds)), "open")
+def _way(kinds: Sequence[str]) -> str:
+    """What more than half of the matrices do, else "mixed"; "split" where too many do the opposite."""
+    way = next((kind for kind in dict.fromkeys(kinds) if 2 * kinds.count(kind) > len(kinds)), "mixed")
     fewer = min(kinds.count("grows"), kinds.count("falls"))
     return "split" if fewer >= CONTRARY * len(kinds) else way
 
 
 def _answer(way: str, expected: str) -> str:
-    if way in ("open", "split"):
+    if way in ("open", "split", "mixed"):
         return "undecided"
     return "yes" if way == expected or (expected == "moves" and way != "flat") else "no"
 
 
-def _clause(trends: Sequence[Trend], way: str, e: Evidence, first: bool) -> str:
+def _clause(trends: Sequence[Trend], kinds: Sequence[str], way: str, e: Evidence, first: bool) -> str:
     """What one metric does along the axis, with the numbers of the first matrix that does it; the first says what the others
     leave out."""
-    kinds = list(map(_kind, trends))
     alike = [t for t, kind in zip(trends, kinds, strict=True) if kind == way] or trends
     ends = _ends(alike[0])
     return say(
@@ -369,16 +369,20 @@ def of_prototypes(e: Evidence) -> Verdict:
         other = known.get((matrix.replace(".probs.", ".logits."), "gini"))
         own, overlap = known[matrix, "gini"], known[matrix, "prototype_overlap"]
         d = np.array([]) if other is None else np.array(own.values["true"]) - np.array(other.values["true"])
-        seeds, n = len(overlap.values["true"]), e.sizes[matrix]
-        chance = max(1, round(n / 10)) / n
-        away = np.mean(overlap.values["true"]) - chance
-        both.append((_sign(d) == ("larger", True), bool(away > 3 * overlap.errors["true"][0] * math.sqrt(2 / seeds))))
+        chance, sd = _chance(overlap, e.sizes[matrix])
+        both.append((_sign(d) == ("larger", True), bool(np.mean(overlap.values["true"]) > chance + 3 * sd)))
     answer = "yes" if all(map(all, both)) else "undecided" if any(map(all, both)) else "no"
     first = splits[0]
     known_of = {metric: known[first, metric].mean("true") for metric in ("max_over_mean", "gini", "prototype_overlap")}
+    known_of["chance"] = _chance(known[first, "prototype_overlap"], e.sizes[first])
     logits = known.get((first.replace(".probs.", ".logits."), "gini"))
     body = say(TEXTS["prototypes"], e=e, matrix=first, logits=logits, both=both, **known_of)
     return e.judges(answer, body)
+
+
+def _chance(overlap: Row, n: int) -> tuple[float, float]:
+    """What chance gives of a tenth of n samples, and its standard deviation: each pair of seeds is in the mean twice."""
+    return max(1, round(n / 10)) / n, overlap.errors["true"][0] * math.sqrt(2 / len(overlap.values["true"]))
 
 
 def of_information(e: Evidence) -> Verdict:
