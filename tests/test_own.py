@@ -524,6 +524,20 @@ def test_the_forward_pass_may_be_ones_own(here, monkeypatch, data):  # noqa: F81
     assert json.loads(path.read_text())["cells"][0]["test_accuracy"] == pytest.approx(right)
 
 
+def test_which_samples_a_loader_that_shuffles_gives_depends_on_the_seed_alone(here, monkeypatch):  # noqa: F811
+    """Two checkpoints of the same weights in one sweep had different traces."""
+    write(here, net=NET, batches=BATCHES + SPLITS)
+    for state, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(state)
+        call(
+            monkeypatch, "model=file", "model.path=net.py:make", "data=file", "data.path=batches.py:loaders", "operator=hessian",
+            "operator.samples=3", "estimator=trace", "output=numbers", "trust=[net.py,batches.py]", f"seed={seed}",
+            f"hydra.run.dir={state}{seed}",
+        )  # fmt: skip
+    first, again, other = (json.loads(Path(f"{d}/result.json").read_text())["metrics"]["trace"] for d in (10, 20, 21))
+    assert first == again != other
+
+
 def test_what_is_no_logits_has_no_accuracy_and_stops_nothing(here, monkeypatch):  # noqa: F811
     """A network that returns (logits, state) ended in the words of the cross entropy, after which no loss of one's own helped."""
     loss = "\ndef first(output, batch):\n    return nn.functional.cross_entropy(output[0], batch[1])\n"

@@ -98,8 +98,8 @@ class Task:
         options |= {name: self.function(name) for name in ("loss", "forward") if self.function(name) is not None}
         if target is not spectral.Jacobian and node["loss"] is None:
             options["loss"] = None  # the model's own
-        data, y = self.data(node["split"], node["samples"])
-        with self.apart():
+        with self.apart(), own.seeded(self.config["seed"]):  # which samples a loader that shuffles gives first
+            data, y = self.data(node["split"], node["samples"])
             alone = distributed.world_size() == 1
             return target(model=model, data=data if alone else distributed.share(list(data)), **options), y
 

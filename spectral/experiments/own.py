@@ -114,27 +114,35 @@ def function(setting: str, path: str, trust: Trust, seed: int) -> Any:
 
 
 @contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The global generators of Python, numpy and torch under a seed, and afterwards as they were."""
+    before = random_state(())
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (what a user's own code draws from)
+        torch.manual_seed(seed)
+        yield
+    finally:
+        set_random_state((), before)
+
+
+@contextlib.contextmanager
 def _under(setting: str, path: str, trust: Trust, seed: int) -> Iterator[Any]:
     """What a trusted file has under the name in `path`, while code of the file may run: seeded, its imports at hand."""
     file, name = place(path) or (path, "")
     source = Path(file).resolve()
     if str(source) not in trust:
         raise Refused(f"{setting}={path} runs your own Python, which must be allowed by name: add 'trust=[{file}]'.")
-    with contextlib.ExitStack() as stack:
-        stack.callback(set_random_state, (), random_state(()))
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 (what a user's own code draws from)
-        torch.manual_seed(seed)
-        with told(trust, file):
-            module = ModuleType(f"own_{source.stem}_{trust[str(source)][:8]}")
-            sys.modules[module.__name__] = module  # dataclasses and pickles look for it
-            _run(module, source, trust)
-            made = getattr(module, name, None)
-            if not inspect.isroutine(made) and not inspect.isclass(made):
-                callables = {n: v for n, v in vars(module).items() if inspect.isfunction(v) or inspect.isclass(v)}
-                known = [n for n, v in callables.items() if v.__module__ == module.__name__]
-                raise Refused(f"{file} has no function or class {name}; it has {', '.join(known) or 'none'}.")
-            yield made
+    with seeded(seed), told(trust, file):
+        module = ModuleType(f"own_{source.stem}_{trust[str(source)][:8]}")
+        sys.modules[module.__name__] = module  # dataclasses and pickles look for it
+        _run(module, source, trust)
+        made = getattr(module, name, None)
+        if not inspect.isroutine(made) and not inspect.isclass(made):
+            callables = {n: v for n, v in vars(module).items() if inspect.isfunction(v) or inspect.isclass(v)}
+            known = [n for n, v in callables.items() if v.__module__ == module.__name__]
+            raise Refused(f"{file} has no function or class {name}; it has {', '.join(known) or 'none'}.")
+        yield made
 
 
 class Refused(ValueError):
