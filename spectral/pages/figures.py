@@ -305,9 +305,9 @@ def _pairs(given: Numbers) -> Picture:
         lower.axhline(threshold, color="black", linewidth=0.8, linestyle="--")
         if (given.error > 0).any():
             lower.set_yscale("log", nonpositive="clip")
-            thin_ticks(lower)
             least = given.error[given.error > 0].min()
             lower.set_ylim(min(least, threshold) / 3, max(given.error.max(), threshold) * 3)
+            thin_ticks(lower)
         lower.set(xlabel="index", ylabel="residual")
         for ax in (upper, lower):
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
