@@ -19,7 +19,7 @@ from spectral.quadrature import beta, cdf, gauss
 from spectral.quadrature.density import density
 from spectral.quadrature.error import between, stated_error
 from spectral.quadrature.farthest import Unfinished, farthest, first_of, unfinished
-from spectral.quadrature.function import Function, moved_by_rounding, values_of, values_on
+from spectral.quadrature.function import Function, moved_by_atoms, moved_by_rounding, values_of, values_on
 from spectral.quadrature.pooled import Quadrature
 from spectral.results import Atoms, Band, Density, Estimate, nan, over, rounded
 from spectral.schema import FRACTION, NONNEGATIVE, SHARE, choice, number
@@ -240,10 +240,11 @@ class Spectrum(Quadrature):
 
         Notes
         -----
-        stderr has two parts, added in quadrature. One is sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian
+        stderr has three parts, added in quadrature. One is sqrt(2 r^2 Var(f) / (m r + 2)), the exact law of m pooled Gaussian
         probes and r unresolved eigenvalues, with the largest variance that the rules of `truncation` give; an eigenvalue that
-        all probes have found counts at least once. The other is `truncation`. To both is added what `rounding` of the
-        eigenvalues may change where f is steep, all the error that an exact spectrum has.
+        all probes have found counts at least once. The other is `truncation`. A third is what `value_error` of each atom may
+        change. To these is added what `rounding` of the eigenvalues may change where f is steep, all the error that an exact
+        spectrum has.
 
         Examples
         --------
@@ -265,7 +266,8 @@ class Spectrum(Quadrature):
         variance = float((beta.located(self.nodes, self.mass, 1 / r) * (Y / unit) ** 2).sum())
         variance += float(self._reach(lambda x: ((values_of(f, x) - mean) / unit) ** 2)[0]) / r
         statistical = r * unit * float(np.sqrt(self.noise(variance)))
-        stderr = float(np.hypot(statistical, self.truncation(f))) + steep
+        parts = statistical, self.truncation(f), moved_by_atoms(self, f)
+        stderr = float(np.linalg.norm(parts)) + steep
         return Estimate(value, stderr, nan, nan, K, self.products)
 
     def truncation(self, f: Function) -> float:

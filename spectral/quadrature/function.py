@@ -52,6 +52,15 @@ def values_on(q: Quadrature, f: Function, x: np.ndarray) -> np.ndarray:
     return y
 
 
+def moved_by_atoms(q: Quadrature, f: Function) -> float:
+    """What `value_error` of each atom may change, steep or not: rounding of a float32 outlier is no rounding of the rest."""
+    x, off = q.atoms.values, q.value_error
+    if not len(x) or off == 0:
+        return 0.0
+    moved = values_of(f, np.concatenate([x - off, x + off])).reshape(2, -1) - values_on(q, f, x)
+    return float(np.linalg.norm(q.atoms.multiplicities * np.where(np.isfinite(moved), np.abs(moved), 0.0).max(0)))
+
+
 def moved_by_rounding(q: Quadrature, f: Function, y: np.ndarray) -> float:
     """What `rounding` of every eigenvalue but the known zeros may change, where f varies STEEP times as fast as on the whole.
 
