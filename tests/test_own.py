@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
@@ -96,8 +97,6 @@ def test_what_is_run_is_the_source_and_no_compilation_of_it(tmp_path):
 
 
 def importlib_cache(path: Path) -> str:
-    import importlib.util
-
     return importlib.util.cache_from_source(str(path))
 
 
@@ -142,11 +141,100 @@ def test_what_is_imported_later_is_what_is_listed_too(tmp_path, monkeypatch):
     late = NET + "\nclass Net(nn.Linear):\n    def forward(self, x):\n        import own_late\n        return x\n"
     trust = write(tmp_path, net=late, own_late="")
     alone = {file: sha for file, sha in trust.items() if "own_late" not in file}
-    for given, said in ((trust, ""), (alone, r"own_late\.py is imported and not trusted")):
+    for given, said in ((trust, ""), (alone, r"^own_late\.py is imported and not trusted")):
         model = own.model(None, "net.py:Net", options={"in_features": 1, "out_features": 1}, trust=given)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext(), own.told(given):
             model(torch.ones(1))
+        # what a worker raises comes with its traceback
+        with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext(), own.told(given):
+            list(DataLoader([1.0], num_workers=1, collate_fn=model, multiprocessing_context="fork"))
     assert "own_late" not in sys.modules
+
+
+CURSES = "import curses\nassert hasattr(curses, 'initscr')\n"  # an installed module that nothing here has imported
+PROBE = (
+    "import importlib.util\nimportlib.util.find_spec('wandb')\ntry:\n    import wandb\nexcept ImportError:\n    pass\n"
+)
+LAYERS = "from torch import nn\n\nclass Layer(nn.Linear):\n    pass\n"
+LATE = """
+
+class Net(own_layers.Layer):
+    def forward(self, x):
+        from own_layers import Layer
+        assert isinstance(self, Layer)
+        return x
+
+def make():
+    return Net(3, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "listed"),
+    [
+        ({"net": "import models.curses\n" + NET, "models/__init__": "", "models/curses": CURSES}, ["models"]),
+        ({"net": "import models.curses\n" + NET, "models/curses": CURSES}, ["models"]),
+        (
+            {"net": "import models\n" + CURSES + NET, "models/__init__": "", "models/curses/__init__": "1 / 0"},
+            ["models"],
+        ),
+        (
+            {
+                "models/net": "import own_layers\n" + NET,
+                "models/own_layers": "",
+                "models/__init__": "",
+                "own_layers/data": "",
+            },
+            ["models"],
+        ),
+        ({"net": CURSES + "import curses.ascii\n" + NET, "curses/ascii": "1 / 0"}, []),
+        ({"net": PROBE + NET, "wandb/run/code": ""}, []),
+        ({"net": "import own_layers\n" + NET.split("def")[0] + LATE, "own_layers": LAYERS}, ["own_layers.py"]),
+        ({"net": "import own_link.layers\n" + NET, "own_real/layers": LAYERS}, ["own_link"]),
+    ],
+    ids=[
+        "member",
+        "member without init",
+        "of a library",
+        "script in a package",
+        "submodule",
+        "optional",
+        "late",
+        "link",
+    ],
+)
+def test_what_is_listed_takes_no_installed_modules_place_and_is_imported_once(tmp_path, monkeypatch, files, listed):
+    """models/curses.py was what `import curses` of anybody gave; a folder wandb/ ended the run of who tries to import it; what
+    forward imported was another module than that at the head of the file."""
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    write(tmp_path, **files)
+    (tmp_path / "own_link").symlink_to(tmp_path / "own_real")
+    (net,) = (name for name in files if name.endswith("net"))
+    config = {"model": {}, "data": {}, "trust": [f"{net}.py", *listed]}
+    trust, before = trust_of({**config, "files": own.read_by(config)}), set(sys.modules)
+    try:
+        with own.told(trust):
+            assert made(Path(f"{net}.py"), trust)(torch.ones(1, 3)) is not None
+    finally:
+        for name in {name for name in set(sys.modules) - before if name.startswith("curses")}:
+            del sys.modules[name]
+
+
+def test_a_network_is_the_same_whether_its_imports_ran_before(tmp_path):
+    trust = write(tmp_path, net="import own_drawn\n" + NET, own_drawn="import torch\ntorch.rand(1)\n")
+    with own.told(trust):
+        first, second = (made(tmp_path / "net.py", trust) for _ in range(2))
+    assert torch.equal(first[0].weight, second[0].weight)
+
+
+def test_few_files_are_looked_for_where_many_are_listed(tmp_path, monkeypatch):
+    """Each import of an installed package's modules looked for them beside each of 600 files: minutes."""
+    monkeypatch.chdir(tmp_path)
+    with own.told({f"{tmp_path}/d{i}/a.py": "" for i in range(600)}), monkeypatch.context() as watched:
+        watched.setattr(Path, "is_file", lambda path: pytest.fail(f"{path} was looked for"))
+        assert importlib.util.find_spec("torch.nn.none") is None
 
 
 FAILURES = {
@@ -538,10 +626,15 @@ def test_which_samples_a_loader_that_shuffles_gives_depends_on_the_seed_alone(he
     assert first == again != other
 
 
-def test_what_is_no_logits_has_no_accuracy_and_stops_nothing(here, monkeypatch):  # noqa: F811
-    """A network that returns (logits, state) ended in the words of the cross entropy, after which no loss of one's own helped."""
+@pytest.mark.parametrize("net", ["pair", "one"])
+def test_what_is_no_logits_has_no_accuracy_and_stops_nothing(here, monkeypatch, net):  # noqa: F811
+    """A network that returns (logits, state) ended in the words of the cross entropy, after which no loss of one's own helped,
+    and one that returns a number for each sample in an IndexError."""
     loss = "\ndef first(output, batch):\n    return nn.functional.cross_entropy(output[0], batch[1])\n"
-    net = NET + PAIR.replace("x, scale)", "x, scale=2)") + loss
+    pair = NET + PAIR.replace("x, scale)", "x, scale=2)") + loss
+    loss = "\ndef first(output, batch):\n    return (output - batch[1]).square()\n"
+    one = NET + "\ndef Pair():\n    return nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))\n" + loss
+    net = {"pair": pair, "one": one}[net]
     write(here, net=net, batches=BATCHES + SPLITS)
     call(
         monkeypatch, "model=file", "model.path=net.py:Pair", "data=file", "data.path=batches.py:lists", "operator=hessian",

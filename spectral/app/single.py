@@ -95,7 +95,7 @@ class Task:
         options, model = arguments(node), model.to(self.settings.dtype)
         if "product_dtype" in options:
             options["product_dtype"] = getattr(torch, options["product_dtype"])
-        options |= {name: self.function(name) for name in ("loss", "forward") if self.function(name) is not None}
+        options |= {name: self.function(name) for name in ("loss", "forward") if isinstance(node.get(name), str)}
         if target is not spectral.Jacobian and node["loss"] is None:
             options["loss"] = None  # the model's own
         with self.apart(), own.seeded(self.config["seed"]):  # which samples a loader that shuffles gives first

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import inspect
 import itertools
 import os
@@ -149,8 +150,16 @@ class Refused(ValueError):
     """A sentence of our own about a user's file."""
 
 
+class Absent(Refused, ImportError):
+    """The same about a folder, which may be another thing than the package that is looked for: an import that may fail does."""
+
+
 def _run(module: ModuleType, source: Path, trust: Trust) -> None:
     """Execute a trusted file as this module, from the bytes that were hashed."""
+    if str(source) not in trust:
+        name = os.path.relpath(source) if source.is_relative_to(Path.cwd()) else source
+        said = f"{name} is imported and not trusted; add it to trust=[...], or the folder that it is in."
+        raise Absent(said) if source.is_dir() else Refused(said)
     try:
         content = source.read_bytes()
     except OSError as problem:
@@ -161,48 +170,88 @@ def _run(module: ModuleType, source: Path, trust: Trust) -> None:
     exec(compile(content, str(source), "exec"), vars(module))
 
 
-class _Trusted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports of trusted files, those of packages too; what lies beside them, or where we are, and is not listed is refused."""
+class _Source(importlib.machinery.SourceFileLoader):
+    """Runs a file if it is trusted; who imports it draws the same random numbers, whether it runs then or ran before."""
+
+    def __init__(self, fullname: str, path: str, trust: Trust) -> None:
+        super().__init__(fullname, path)
+        self.trust = trust
+
+    def exec_module(self, module: ModuleType) -> None:
+        state = random_state(())
+        _run(module, Path(self.path), self.trust)
+        set_random_state((), state)
+
+
+class _Trusted(importlib.abc.MetaPathFinder):
+    """Imports of trusted files, those of packages too; what lies beside them, or where we are, and is not listed is refused.
+
+    It is so once it runs, not where somebody asks whether it is there.
+    """
 
     def __init__(self, trust: Trust) -> None:
-        self.trust, self.made, self.folders = trust, list[str](), {Path.cwd()}
-        for folder in [Path(file).parent for file in trust]:
-            packages = itertools.takewhile(lambda f: (f / "__init__.py").is_file(), [folder, *folder.parents])
-            self.folders |= {folder, *(package.parent for package in packages)}
+        self.trust, self.folders, self.packages = trust, {Path.cwd()}, set[Path]()
+        self.made: dict[str, str] = {}  # files of the modules that are ours, "" for a folder without one of its own
+        for folder in {Path(file).parent for file in trust}:
+            inner = list(itertools.takewhile(lambda f: (f / "__init__.py").is_file(), [folder, *folder.parents]))
+            self.folders.add(inner[-1].parent if inner else folder)
+            self.packages |= set(inner[:1])  # a script in one imports what is beside it
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname.partition(".")[0] == PACKAGE.name:
+        top, parent = fullname.partition(".")[0], fullname.rpartition(".")[0]
+        if top == PACKAGE.name or (parent not in self.made and getattr(sys.modules.get(parent), "__file__", None)):
+            return None  # of an installed package
+        own = self._beside(fullname, self.folders)
+        spec = own or self._beside(fullname, self.packages - self.folders) or self._beside(fullname, self.folders, True)
+        if spec is None:
             return None
-        places = [folder.joinpath(*fullname.split(".")) for folder in self.folders]
+        # an installed module may be called like a file that belongs to a package, or like a folder that has no code
+        found = spec.origin or ""
+        member = own is None or any(file == found != "" and name != fullname for name, file in self.made.items())
+        if member and parent not in self.made and _installed(fullname, path, found):
+            return None
+        self.made[fullname] = found
+        return spec
+
+    def _beside(
+        self, fullname: str, folders: Iterable[Path], bare: bool = False
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The file of this name in one of the folders, listed or not; else a folder with what is listed in it; `bare`: or not."""
+        places = [folder.joinpath(*fullname.split(".")) for folder in folders]
         files = [place / "__init__.py" for place in places]
         files += [place.with_name(place.name + end) for place in places for end in importlib.machinery.all_suffixes()]
-        beside = {str(file.resolve()): file for file in files if file.is_file()}
+        beside = list(dict.fromkeys(str(file.resolve()) for file in files if file.is_file()))
         listed = [file for file in beside if file in self.trust]
         if len(listed) > 1:
             raise Refused(
                 f"{fullname} is imported, and both {listed[0]} and {listed[1]} are trusted; rename one of them."
             )
-        inside = [str(place) for place in places if any(Path(file).is_relative_to(place) for file in self.trust)]
-        there = [*beside.values(), *(place for place in places if place.is_dir())]
-        if not listed and (beside or not inside):
-            installed = None if beside else importlib.machinery.PathFinder.find_spec(fullname, path)
-            if not there or (installed and installed.loader):
-                return None
-            name = os.path.relpath(there[0]) if there[0].is_relative_to(Path.cwd()) else there[0]
-            raise Refused(f"{name} is imported and not trusted; add it to trust=[...], or the folder that it is in.")
-        # a folder without __init__.py has no code of its own
-        spec = importlib.machinery.ModuleSpec(fullname, self if listed else None, origin=next(iter(listed), None))
-        if not listed or Path(listed[0]).name == "__init__.py":
-            spec.submodule_search_locations = [str(Path(listed[0]).parent)] if listed else inside
-        self.made.append(fullname)
-        return spec
+        there = [place.resolve() for place in places if place.is_dir()]
+        inside = [str(place) for place in there if any(Path(file).is_relative_to(place) for file in self.trust)]
+        if inside and not beside:  # no code of its own
+            spec = importlib.machinery.ModuleSpec(fullname, None)
+            spec.submodule_search_locations = inside
+            return spec
+        if (found := next(iter([*listed, *beside, *(map(str, there) if bare else ())]), None)) is None:
+            return None
+        within = [str(Path(found).parent)] if Path(found).name == "__init__.py" else None
+        loader = _Source(fullname, found, self.trust)
+        return importlib.util.spec_from_file_location(fullname, found, loader=loader, submodule_search_locations=within)
 
-    def exec_module(self, module: ModuleType) -> None:
-        _run(module, Path(str(getattr(module.__spec__, "origin", ""))), self.trust)
+
+def _installed(fullname: str, path: Any, but: str) -> bool:
+    """Whether anybody else finds a module of this name, in another file."""
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, _Trusted)]
+    specs = [finder.find_spec(fullname, path) for finder in finders if hasattr(finder, "find_spec")]
+    return any(spec is not None and str(Path(spec.origin or "").resolve()) != but for spec in specs)
 
 
 @contextlib.contextmanager
 def _importable(trust: Trust) -> Iterator[None]:
+    """Imports of what is trusted; within each other they are one, so that a module that is imported again is the same."""
+    if any(isinstance(finder, _Trusted) and finder.trust == trust for finder in sys.meta_path):
+        yield
+        return
     finder = _Trusted(trust)
     sys.meta_path.insert(0, finder)
     try:
@@ -222,7 +271,10 @@ def told(trust: Trust, file: str = "") -> Iterator[None]:
     try:
         with _importable(trust) if trust else contextlib.nullcontext():
             yield
-    except Refused:
+    except Refused as problem:
+        *before, said = str(problem).strip().splitlines()
+        if before:  # a DataLoader puts the traceback of its worker there, whose last line has the kind
+            raise Refused(said.partition(": ")[2]) from problem
         raise
     except (Exception, SystemExit) as problem:
         if isinstance(problem, SystemExit) and type(problem) is not SystemExit:

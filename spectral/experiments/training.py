@@ -146,9 +146,10 @@ def evaluate(
             target = y[start : start + batch_size]
             logits = forward(model, (x[start : start + batch_size], target))
             logits = getattr(logits, "logits", logits)
-            if not isinstance(logits, Tensor) or logits.shape[:1] + logits.shape[2:] != target.shape:
-                return math.nan, math.nan
-            if int(target.max()) >= logits.shape[1]:
+            each = (
+                isinstance(logits, Tensor) and logits.ndim > 1 and logits.shape[:1] + logits.shape[2:] == target.shape
+            )
+            if not each or int(target.max()) >= logits.shape[1]:
                 return math.nan, math.nan
             total += float(F.cross_entropy(logits, target, reduction="sum"))
             correct += int((logits.argmax(dim=1) == target).sum())
