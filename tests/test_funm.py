@@ -405,6 +405,8 @@ def test_what_ends_near_an_eigenvector_is_certain_only_if_it_is_true(f, dense):
 
 
 def test_a_result_that_its_dtype_does_not_hold_is_refused():
-    """It was infinite, and `certified` to 8e34."""
-    with pytest.raises(ValueError, match=r"is beyond 3.4e\+38, the largest number of torch.float32"):
-        funm(np.diag([1e-20, 2e-20]).astype(np.float32), bounds.power(-2), np.ones(2, np.float32))
+    """It was infinite, and `certified` to 8e34; of the operator infinite and NaN."""
+    A, b = np.diag([1e-20, 2e-20]).astype(np.float32), np.ones(2, np.float32)
+    for product in (lambda: funm(A, bounds.power(-2), b), lambda: funm(A, bounds.power(-2)) @ b):
+        with pytest.raises(ValueError, match=r"is beyond 3.4e\+38, the largest number of torch.float32"):
+            product()

@@ -231,8 +231,6 @@ def funm(
         found = [_one(A, g, column.contiguous(), (low, high), tol, most, mode, limit, bar) for column in vector.T]
     spent = Spent.of(A).since(begun)
     W = torch.stack([one[0] for one in found], 1)
-    if not longvectors.finite(W):
-        raise beyond(A, "f(A) b")
     single = np.ndim(b) == 1
     error, lower, upper = (np.array([one[i] for one in found]) for i in (1, 2, 3))
     return Product(
@@ -359,6 +357,8 @@ def _one(
             stop = "budget" if more else "steps"
             break
     value = (state.combine(y[None]) if mode else second_pass(state, b, y[None]))[0].mul_(size)
+    if not longvectors.finite(value):
+        raise beyond(A, "f(A) b")
     b_f_b = bounds.bracket(record, g, interval)
     scale = state.squared_norm
     return value, size * error, scale * b_f_b.lower, scale * b_f_b.upper, certain, record.steps, stop
