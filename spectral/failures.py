@@ -45,6 +45,16 @@ def first_line(failure: BaseException) -> str:
     )
 
 
+def with_kind(failure: BaseException) -> str:
+    """Its kind and the first line of its message.
+
+    >>> with_kind(ValueError("no such shape")), with_kind(KeyError("image")), with_kind(KeyError())
+    ('ValueError: no such shape', "KeyError: 'image'", 'KeyError')
+    """
+    kind = type(failure).__name__
+    return f"{kind}: {first_line(failure).removeprefix(kind).strip()}".removesuffix(": ")
+
+
 def of_file(failure: OSError) -> str:
     """What a file or folder that cannot be used is called, and what to do; its own words where it names none.
 

@@ -245,6 +245,7 @@ FAILURES = {
         "def make():\n    x = 1\n    return x / 0\n",
         "net.py, line 3 failed with ZeroDivisionError: division by zero",
     ),
+    "misses a key": ("def make():\n    return {}['image']\n", "net.py, line 2 failed with KeyError: 'image'; mend"),
     "raises while read": (
         "\nimport nowhere_at_all\n",
         "net.py, line 2 failed with ModuleNotFoundError: No module named 'nowhere",

@@ -194,7 +194,8 @@ def funm(
     The error after k steps is ||b|| e(A) q_{k+1}, e(x) = beta_k sum_i S_ki S_1i (f(x) - f(theta_i)) / (x - theta_i), of norm at
     most ||b|| max |e| over the spectrum. Where the derivatives of f keep their signs e is monotone, and its value at one end of
     the spectrum is the bound: the lower end for log, inverse, sqrt, the upper end for exp. If that end is not known, the end
-    Ritz value and its residual stand for it, and `certified` is False. Rounding of products and sums is added. (In exact
+    Ritz value and its residual stand for it, of up to five steps what an eigenvalue may be that they have not seen (the error of
+    log and inverse is then infinite, mostly), and `certified` is False. Rounding of products and sums is added. (In exact
     arithmetic the bound is a theorem; in floating point it rests on Lanczos being that of a nearby matrix, as all bounds here
     do.)
 
@@ -230,8 +231,6 @@ def funm(
         found = [_one(A, g, column.contiguous(), (low, high), tol, most, mode, limit, bar) for column in vector.T]
     spent = Spent.of(A).since(begun)
     W = torch.stack([one[0] for one in found], 1)
-    if not longvectors.finite(W):
-        raise beyond(A, "f(A) b")
     single = np.ndim(b) == 1
     error, lower, upper = (np.array([one[i] for one in found]) for i in (1, 2, 3))
     return Product(
@@ -358,6 +357,8 @@ def _one(
             stop = "budget" if more else "steps"
             break
     value = (state.combine(y[None]) if mode else second_pass(state, b, y[None]))[0].mul_(size)
+    if not longvectors.finite(value):
+        raise beyond(A, "f(A) b")
     b_f_b = bounds.bracket(record, g, interval)
     scale = state.squared_norm
     return value, size * error, scale * b_f_b.lower, scale * b_f_b.upper, certain, record.steps, stop

@@ -36,7 +36,7 @@ from spectral.experiments import pretrained
 from spectral.experiments.datasets import Problem, arrays_file, in_dtype
 from spectral.experiments.models import Causal, Logits
 from spectral.experiments.weights import load_weights
-from spectral.failures import first_line
+from spectral.failures import with_kind
 from spectral.networks.batches import Samples, check_data, random_state, set_random_state
 from spectral.networks.trees import mapped
 
@@ -282,9 +282,7 @@ def told(trust: Trust, file: str = "") -> Iterator[None]:
         where = _line(problem, trust) or file
         if not where:
             raise
-        said = first_line(problem)
-        kind = "" if said == type(problem).__name__ else f"{type(problem).__name__}: "
-        raise ValueError(f"{where} failed with {kind}{said.rstrip('.')}; mend it and run again.") from problem
+        raise ValueError(f"{where} failed with {with_kind(problem).rstrip('.')}; mend it and run again.") from problem
 
 
 def _line(problem: BaseException, trust: Trust) -> str:

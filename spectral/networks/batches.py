@@ -29,10 +29,10 @@ TARGETS = (*LABEL_KEYS, "t", "gt", "y_true", "true", "tgt", "ground_truth")
 # What data may be ----------------------------------------------------------------------------------------------------
 def check_data(data: Any) -> None:
     """One clear sentence where `data` is not a re-iterable of batches."""
-    if isinstance(data, list | tuple) and any(isinstance(part, DataLoader | Dataset) for part in data):
+    inside = [part for part in data if isinstance(part, DataLoader | Dataset)] if isinstance(data, list | tuple) else []
+    if inside:
         raise TypeError(
-            f"data is a {type(data).__name__} that holds a {type(next(iter(data))).__name__}, but its entries must be batches; "
-            "pass one."
+            f"data is a {type(data).__name__} that holds a {type(inside[0]).__name__}, but its entries must be batches; pass one."
         )
     if isinstance(data, torch.Tensor | np.ndarray | np.generic | Mapping | str | bytes):
         raise TypeError(

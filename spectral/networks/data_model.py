@@ -28,7 +28,7 @@ from torch.autograd.function import BackwardCFunction
 from spectral import arrays, longvectors, threads
 from spectral.checksum import checksum_of
 from spectral.engine import linearize, private
-from spectral.failures import first_line, is_own
+from spectral.failures import first_line, is_own, with_kind
 from spectral.networks import activations, batches, calling, checkpointing, model_state
 from spectral.networks.batches import NotFinite, Samples
 from spectral.networks.diagnose.graph import nodes
@@ -749,7 +749,7 @@ def _misfit(model: DataModel, index: int, batch: Any, problem: Exception) -> Exc
         way = f"forward=lambda model, batch: {told}" if own else "another forward="
         way = "another of=" if own and callable(model.of) else way
         return kind(
-            f"the model fails on batch {index} ({type(problem).__name__}: {first_line(problem)}); it must take what the "
+            f"the model fails on batch {index} ({with_kind(problem)}); it must take what the "
             f"batch holds{without}, or pass {way}."
         )
     if not kinds:

@@ -18,7 +18,7 @@ import torch
 
 from spectral import arrays, longvectors, probes
 from spectral.engine import linearize, trace
-from spectral.failures import first_line, is_own
+from spectral.failures import first_line, is_own, with_kind
 from spectral.networks.data_model import FAILURES, DataModel
 from spectral.networks.diagnose.graph import graph_facts
 from spectral.networks.output_curvature import Terms
@@ -121,7 +121,7 @@ def chosen(model: DataModel, batch: Any, terms: Terms) -> Gradients:
         if is_own(failure):
             raise
         raise ValueError(
-            f"the model fails on a single sample of a batch ({type(failure).__name__}: {first_line(failure)}), so that rows and "
+            f"the model fails on a single sample of a batch ({with_kind(failure)}), so that rows and "
             "gradients of single samples are not made; use products (slq, trace, top), which are of whole batches."
         ) from failure
     try:

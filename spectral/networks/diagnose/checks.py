@@ -21,7 +21,7 @@ from torch import nn
 
 from spectral import arrays, distributed, longvectors
 from spectral.engine.linearize import Function, Tensors
-from spectral.failures import first_line, is_own
+from spectral.failures import first_line, is_own, with_kind
 from spectral.networks.batches import DatasetInfo, NotFinite, is_finite, part
 from spectral.networks.data_model import FAILURES, DataModel, FirstBatch
 from spectral.networks.diagnose.graph import GraphFacts, Made, graph_facts
@@ -83,7 +83,7 @@ def inspected(
         if is_own(problem):
             raise
         raise RuntimeError(
-            f"the model runs once, but fails where its derivatives are tested ({type(problem).__name__}: {first_line(problem)}); "
+            f"the model runs once, but fails where its derivatives are tested ({with_kind(problem)}); "
             "forward must take other tensors in the place of its parameters, change neither them nor their flags, and keep no "
             "tensor of an earlier call."
         ) from problem
@@ -314,7 +314,7 @@ def check_loss_of_outputs(network: LossModel, first: FirstBatch, matrix: str) ->
         except (LookupError, AttributeError) as problem:
             raise ValueError(
                 f"{matrix} is the curvature through the model's output, but loss= needs more than it and the batch as the data "
-                f"give it ({type(problem).__name__}: {first_line(problem)}), such as what forward= writes into the batch; let "
+                f"give it ({with_kind(problem)}), such as what forward= writes into the batch; let "
                 "forward= return that."
             ) from problem
         if _differ(total.detach(), again.detach(), total.dtype):

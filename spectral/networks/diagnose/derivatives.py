@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from spectral import probes
 from spectral.engine.linearize import Function, math_attention
-from spectral.failures import REFUSALS, first_line
+from spectral.failures import REFUSALS, first_line, with_kind
 from spectral.networks.batches import is_finite
 from spectral.networks.diagnose.graph import nodes
 from spectral.networks.diagnose.hooks import ModuleCall, module_calls
@@ -177,7 +177,7 @@ def missing_derivative(network: DataModel, batch: Any, problem: Exception, funct
         with _differentiated(network):
             function(*network.primals(batch))
     except REFUSALS as failure:
-        return f"the forward pass itself fails, {type(failure).__name__}: {first_line(failure)}"
+        return f"the forward pass itself fails, {with_kind(failure)}"
     forward, second = _without_forward(network, batch, function), _without_second(network, batch, function)
     if forward and forward == second:
         return f"{forward} has no forward-mode derivative and no second derivative"
