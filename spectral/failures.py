@@ -31,18 +31,15 @@ def is_own(failure: BaseException) -> bool:
 
 
 def first_line(failure: BaseException) -> str:
-    """The first line of its message, or its kind if it has none.
+    """The first line of its message, after its kind where that is a missing key; its kind if it has none.
 
     >>> first_line(ValueError("no such shape\\n  at line 3")), first_line(KeyError())
     ('no such shape', 'KeyError')
     >>> first_line(KeyError("image"))
     "KeyError 'image'"
     """
-    line = (str(failure).strip().splitlines() or [""])[0]
-    line = f"{type(failure).__name__} {line}".strip() if isinstance(failure, KeyError) or not line else line
-    return OPERATOR.sub(
-        r"torch.func does not differentiate the operator \1; write its branches or its loop in Python", line
-    )
+    said = _said(failure)
+    return f"{type(failure).__name__} {said}".strip() if isinstance(failure, KeyError) or not said else said
 
 
 def with_kind(failure: BaseException) -> str:
@@ -51,8 +48,15 @@ def with_kind(failure: BaseException) -> str:
     >>> with_kind(ValueError("no such shape")), with_kind(KeyError("image")), with_kind(KeyError())
     ('ValueError: no such shape', "KeyError: 'image'", 'KeyError')
     """
-    kind = type(failure).__name__
-    return f"{kind}: {first_line(failure).removeprefix(kind).strip()}".removesuffix(": ")
+    return f"{type(failure).__name__}: {_said(failure)}".removesuffix(": ")
+
+
+def _said(failure: BaseException) -> str:
+    """The first line of its message, "" if it has none."""
+    line = (str(failure).strip().splitlines() or [""])[0]
+    return OPERATOR.sub(
+        r"torch.func does not differentiate the operator \1; write its branches or its loop in Python", line
+    )
 
 
 def of_file(failure: OSError) -> str:

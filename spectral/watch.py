@@ -32,7 +32,7 @@ from spectral.estimators.slq import slq
 from spectral.estimators.top import top
 from spectral.estimators.trace import trace
 from spectral.failures import first_line
-from spectral.networks.batches import random_state, set_random_state
+from spectral.networks.batches import random_state_kept
 from spectral.operators.foreign import as_operator
 from spectral.operators.operator import Operator
 from spectral.readings import HISTORY, KINDS, Reading, Skipped, events, interval, plain
@@ -271,11 +271,10 @@ class Watcher:
             earned = self._allowance + (self.share or 0.0) * (now - self._left)
             self._allowance = max(min(earned, most), self._allowance)
         self._step, self._begun = step, now
-        state = random_state(())
         try:
-            yield
+            with random_state_kept(()):
+                yield
         finally:
-            set_random_state((), state)
             self._left = self.clock()
             self.watched += self._left - now
             self._allowance -= self._left - now

@@ -33,7 +33,7 @@ from spectral.experiments.datasets import Problem, batches, in_dtype
 from spectral.experiments.models import GIVEN
 from spectral.experiments.study import Part
 from spectral.experiments.training import evaluate, few_threads
-from spectral.networks.batches import random_state, set_random_state
+from spectral.networks.batches import random_state_kept
 from spectral.networks.calling import default_forward
 from spectral.operators.operator import Gram, Operator
 from spectral.pages import Numbers, Report, Subject, build
@@ -163,20 +163,19 @@ def single(config: dict[str, Any], folder: Path, store: RunStore, where: str) ->
 
 def _test_accuracy(task: Task, model: nn.Module) -> float:
     """The network's on the test samples (x, class); nan without any, and for outputs that are no logits of them."""
-    problem, right, count = task.problem, 0.0, 0
+    problem, forward, right, count = task.problem, task.function("forward") or default_forward, 0.0, 0
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if isinstance(problem, own.Stream):
         data = problem.batches("test", None, dtype) if "test" in problem.given else []
     else:
         data = [(in_dtype(problem.x_test, dtype), problem.y_test)] if len(problem.x_test) else []
-    forward, state = task.function("forward") or default_forward, random_state(data)
-    for batch in data:
-        x, y = own.pairs([batch]) or (torch.zeros(0), torch.zeros(0))
-        if y.is_floating_point():
-            return math.nan
-        right += evaluate(model, x, y, forward=forward)[1] * y.numel()
-        count += y.numel()
-    set_random_state(data, state)
+    with random_state_kept(data):
+        for batch in data:
+            x, y = own.pairs([batch]) or (torch.zeros(0), torch.zeros(0))
+            accuracy = math.nan if y.is_floating_point() else evaluate(model, x, y, forward=forward)[1]
+            if math.isnan(accuracy):  # and so of the whole
+                return math.nan
+            right, count = right + accuracy * y.numel(), count + y.numel()
     return right / count if count else math.nan
 
 

@@ -81,9 +81,8 @@ def _concluded(seeds: tuple[int, ...], parts: Parts) -> Findings:
         for seed in seeds:
             part = parts[f"seed{seed}-{kind}"]
             v, r = part.arrays["values"], part.arrays["residuals"]
-            ratios[kind].append(
-                float(v[0] / v[-1]) if v[-1] > r[-1] else math.nan
-            )  # of fewer positive ones nothing is said
+            positive = v[-1] > r[-1]  # for certain; of fewer nothing is said
+            ratios[kind].append(float(v[0] / v[-1]) if positive else math.nan)
             errors.append(abs(ratios[kind][-1]) * float(r[0] / abs(v[0]) + r[-1] / abs(v[-1])))
             spectra.append((MATRIX, kind, seed, part.spectra[kind]))
             numbers = {"v": v, "r": r, "ratio": ratios[kind][-1], "error": errors[-1], "loss": part.facts["loss"]}

@@ -37,7 +37,7 @@ from spectral.experiments.datasets import Problem, arrays_file, in_dtype
 from spectral.experiments.models import Causal, Logits
 from spectral.experiments.weights import load_weights
 from spectral.failures import with_kind
-from spectral.networks.batches import Samples, check_data, random_state, set_random_state
+from spectral.networks.batches import Samples, check_data, random_state_kept
 from spectral.networks.trees import mapped
 
 PLACE = re.compile(r"(?P<file>.*\.py):(?P<name>[A-Za-z_]\w*)")
@@ -117,14 +117,11 @@ def function(setting: str, path: str, trust: Trust, seed: int) -> Any:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """The global generators of Python, numpy and torch under a seed, and afterwards as they were."""
-    before = random_state(())
-    try:
+    with random_state_kept(()):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (what a user's own code draws from)
         torch.manual_seed(seed)
         yield
-    finally:
-        set_random_state((), before)
 
 
 @contextlib.contextmanager
@@ -178,9 +175,8 @@ class _Source(importlib.machinery.SourceFileLoader):
         self.trust = trust
 
     def exec_module(self, module: ModuleType) -> None:
-        state = random_state(())
-        _run(module, Path(self.path), self.trust)
-        set_random_state((), state)
+        with random_state_kept(()):
+            _run(module, Path(self.path), self.trust)
 
 
 class _Trusted(importlib.abc.MetaPathFinder):
@@ -456,9 +452,8 @@ def _check_batches(batches: Any, path: str) -> None:
     """One sentence for what is no re-iterable of at least one batch."""
     try:
         check_data(batches)
-        state = random_state(batches)
-        first = next(iter(batches), None)
-        set_random_state(batches, state)
+        with random_state_kept(batches):
+            first = next(iter(batches), None)
     except TypeError as problem:
         raise ValueError(
             f'{path} must return batches, such as a list of (x, y), or splits of them {{"train": ..., "test": ...}}: {problem}'

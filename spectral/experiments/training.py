@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from spectral.estimators.budget import progress_bar
 from spectral.experiments.datasets import stream
-from spectral.networks.batches import random_state, set_random_state
+from spectral.networks.batches import random_state_kept
 from spectral.schema import COUNT, NONNEGATIVE, POSITIVE, SIZE, held, ruled
 
 Progress = Callable[[int, float], None]
@@ -208,8 +208,7 @@ def _keeping_modes(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
     """Dropout draws from the global generator of the device: seed it here and put its state back afterwards."""
-    state = random_state(())
-    try:
+    with random_state_kept(()):
         torch.default_generator.manual_seed(stream(seed, "dropout"))
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
@@ -217,8 +216,6 @@ def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
         elif device.type == "mps":
             torch.mps.manual_seed(stream(seed, "dropout"))
         yield
-    finally:
-        set_random_state((), state)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,10 +78,10 @@ def apart(data: Any) -> Any:
     """
     if not _halfway(data):
         return data
-    own, before = copy.copy(data), random_state(data)
+    own = copy.copy(data)
     vars(own)["_iterator"] = None
-    warm_up(own)
-    set_random_state(data, before)
+    with random_state_kept(data):
+        warm_up(own)
     return own
 
 
@@ -289,6 +290,16 @@ def set_random_state(data: Any, state: tuple[Any, ...]) -> None:
         torch.mps.set_rng_state(apple)
     for generator, private in zip(_generators(data), state[4], strict=True):
         generator.set_state(private)
+
+
+@contextmanager
+def random_state_kept(data: Any) -> Iterator[None]:
+    """What is drawn inside, from global generators and those of the data, is drawn again afterwards, whatever ends it."""
+    state = random_state(data)
+    try:
+        yield
+    finally:
+        set_random_state(data, state)
 
 
 def same_random_state(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:

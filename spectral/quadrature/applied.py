@@ -67,7 +67,7 @@ def vector_error(
         change = np.abs(moved - moved[1]).max(0)
         # a change E of T moves f(T) e_1 by sum_j E_ij f[theta_i, theta_j] S_1j (Daleckii, Krein): ||E|| times a Frobenius norm
         turned = np.subtract.outer(moved[1], moved[1]) / np.maximum(np.abs(np.subtract.outer(theta, theta)), blur)
-        turned_by = gauss.TURNED / gauss.BLUR * blur * float(np.linalg.norm(turned * S[0]))
+        turned_by = gauss.turning(blur) * float(np.linalg.norm(turned * S[0]))
         of_start = eps * float(np.abs(moved[1]).max())
         rounding = math.hypot(float(np.linalg.norm(S[0] * change)), turned_by) + of_start + 8 * eps * size
     if not np.isfinite(rounding):

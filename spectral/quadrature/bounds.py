@@ -161,7 +161,7 @@ def _of_T(record: LanczosRecord, g: Signed, interval: tuple[float | None, float 
             f"f is known on [{low:.6g}, {high:.6g}], but Ritz values reach from {theta[0]:.6g} to {theta[-1]:.6g}; shift the "
             "matrix."
         )
-    change = gauss.TURNED / gauss.BLUR * blur
+    change = gauss.turning(blur)
     rules = [(g.even, _widened(g, record.alphas, record.betas[:-1], blur, change))]  # Gauss
     # of an invariant subspace the residual is anything from 0, where the Gauss rule is exact, to what is not told from it
     own, value = rules[0][1] if record.betas[-1] == 0 else (nan, nan), sum(rules[0][1]) / 2

@@ -192,6 +192,11 @@ def blur(record: LanczosRecord, interval: tuple[float | None, float | None] = (N
     return BLUR * epsilon(record) * max(norm(record), float(np.abs(record.known).max(initial=0.0)), *ends, 1e-150)
 
 
+def turning(blur: float) -> float:
+    """How far rounding of products changes T where it moves eigenvalues by `blur`."""
+    return TURNED / BLUR * blur
+
+
 def residual(record: LanczosRecord) -> float:
     """beta_k, as far as it is told from 0: of an invariant subspace the most that counts as 0."""
     return float(record.betas[-1]) or BREAKDOWN * epsilon(record) * norm(record)
